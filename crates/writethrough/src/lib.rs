@@ -1,1 +1,99 @@
-//! .
+//! A write-through cache that keeps its promise: Redis in front of Postgres, and every read
+//! linearizable.
+//!
+//! Put a [`WriteThrough`] between your service and your tables. Reads come from the cache, writes
+//! go to both, and a read that starts after a write was acknowledged, or after another read
+//! returned a value, never returns anything older, through whichever node; with the cache up,
+//! down, slow, cut off, restored from an old snapshot, or failed over to a lagging replica. While
+//! the cache cannot be used, everything goes on from the store.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::collections::HashMap;
+//! use tokio::sync::Mutex;
+//! use writethrough::{
+//!     Commit, Json, Key, LocalFence, MemoryCache, OpError, ReadOutcome, Settings, WriteSet,
+//!     WriteThrough,
+//! };
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // The store: a table of yours. Any database will do that can be guarded by a fence.
+//!     let prices = Arc::new(Mutex::new(HashMap::from([("tea", 450)])));
+//!
+//!     // With RedisCache and PostgresFence this is Redis in front of Postgres, on many nodes.
+//!     let cache = Arc::new(MemoryCache::new(64 << 20));
+//!     let cached = WriteThrough::start(Settings::default(), cache, Arc::new(LocalFence::new()))?;
+//!     # while !cached.uses_cache() { tokio::task::yield_now().await }
+//!
+//!     let key = Key::new("price", "tea");
+//!     let table = prices.clone();
+//!     let written = cached
+//!         .write(WriteSet::new().key(key.clone()), move |guard| {
+//!             let (table, key) = (table.clone(), Key::new("price", "tea"));
+//!             async move {
+//!                 table.lock().await.insert("tea", 500);
+//!                 drop(guard); // only once the write has committed
+//!                 Ok::<_, OpError<std::io::Error>>(Commit::new(500).cache(&key, &Json(500)))
+//!             }
+//!         })
+//!         .await?;
+//!     assert_eq!(written.output, 500);
+//!
+//!     let read = cached
+//!         .read(&key, || async {
+//!             Ok::<_, std::io::Error>(prices.lock().await.get("tea").copied().map(Json))
+//!         })
+//!         .await?;
+//!     assert_eq!(read.value, Some(Json(500)));
+//!     assert_eq!(read.outcome, ReadOutcome::Hit);
+//!     cached.shutdown().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Assumptions
+//!
+//! - The store's primary is linearizable: one primary, synchronous commit, and `load` reads it.
+//! - The nodes' monotonic clocks run at nearly the same rate; 10 % is tolerated. No wall clock is
+//!   compared.
+//! - A database write that was sent finishes, or is lost, within [`Settings::write_timeout`] on
+//!   both sides of the connection: set `statement_timeout` to it.
+//! - The cache does not evict a key in the milliseconds between the announcement and the commit of
+//!   a write. All of Redis' policies keep the youngest keys.
+//! - All writers of the tables go through this library.
+//!
+//! # What is absent
+//!
+//! No retry of your operations (except after [`OpError::Fenced`], when nothing was written), no
+//! background refresh, no cache of its own in front of Redis, no wall clock.
+
+mod clock;
+mod error;
+mod key;
+mod loads;
+mod read;
+mod settings;
+mod span;
+mod stats;
+mod supervisor;
+mod value;
+mod write;
+mod write_through;
+
+pub mod cache;
+pub mod fence;
+
+pub use cache::{Cache, MemoryCache, RedisCache, RedisSettings};
+pub use error::{CacheError, FenceError, Fenced, OpError, Unavailable, WriteError};
+pub use fence::postgres;
+pub use fence::{Fence, Guard, LocalFence, PostgresFence};
+pub use key::{Collection, Key, WriteSet};
+pub use read::{Read, ReadOutcome};
+pub use settings::{Consistency, InvalidSettings, Settings};
+pub use stats::{Stats, Status};
+pub use value::{CacheValue, DecodeError, Json};
+pub use write::{Commit, Written};
+pub use write_through::WriteThrough;
+pub use writethrough_protocol::read::Bypass;
+pub use writethrough_protocol::{Epoch, Mode, Timing};

@@ -1,0 +1,126 @@
+//! What the engine needs of a cache, and the two caches there are.
+//!
+//! A [`Cache`] hands out [`Session`]s: a verified connection to one life of one server. A session
+//! never changes its server; when the connection is lost a new session is made and verified.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+use writethrough_protocol::page::Page;
+use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
+
+use crate::error::CacheError;
+
+pub mod memory;
+pub mod redis;
+
+pub use memory::MemoryCache;
+pub use redis::{RedisCache, RedisSettings};
+
+/// The newest verified session, or `None` while there is none.
+pub type SessionWatch = watch::Receiver<Option<Arc<dyn Session>>>;
+
+/// A cache, connected or not.
+pub trait Cache: Send + Sync + 'static {
+    /// The session that is usable now, kept up to date.
+    fn sessions(&self) -> SessionWatch;
+
+    /// Drops the connection and stops making new ones.
+    fn close(&self);
+}
+
+/// How one write ends in one key.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// The cache key.
+    pub key: String,
+    /// The value to keep, or `None` to leave nothing.
+    pub value: Option<Payload>,
+    /// How long to keep it.
+    pub ttl: Duration,
+}
+
+/// A verified connection to one life of one cache server. Each method is one round trip, bounded
+/// by the cache's command deadline, and each is idempotent: it may be tried again with the same
+/// token.
+///
+/// # Cancellation
+///
+/// A dropped future may or may not have been executed by the server, now or later. The protocol
+/// is safe in each case; an orphaned intent or fill lease lapses at its deadline.
+#[async_trait]
+pub trait Session: Send + Sync + 'static {
+    /// The server that this session was verified to talk to.
+    fn server(&self) -> &ServerId;
+
+    /// The cache's name for traces: `redis` or `memory`.
+    fn system(&self) -> &'static str;
+
+    /// Reads one key. The hot path: one plain command.
+    async fn get(&self, key: &str) -> Result<KeyState, CacheError>;
+
+    /// [`KeyState::acquire_fill`], for `lease` at most.
+    async fn acquire_fill(
+        &self,
+        key: &str,
+        token: Token,
+        lease: Duration,
+    ) -> Result<Acquire, CacheError>;
+
+    /// [`KeyState::fill`]; the value expires after `ttl`.
+    async fn fill(
+        &self,
+        key: &str,
+        token: Token,
+        payload: Payload,
+        ttl: Duration,
+    ) -> Result<bool, CacheError>;
+
+    /// [`KeyState::break_fill`].
+    async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError>;
+
+    /// [`KeyState::begin`] on every key, each intent lasting `lifetime`.
+    async fn begin(
+        &self,
+        keys: &[String],
+        token: Token,
+        lifetime: Duration,
+    ) -> Result<(), CacheError>;
+
+    /// [`KeyState::end`] on every key.
+    async fn end(&self, ends: &[End], token: Token) -> Result<(), CacheError>;
+
+    /// Reads a collection key and one of its pages in one atomic step.
+    async fn get_page(
+        &self,
+        collection: &str,
+        page: &str,
+    ) -> Result<(KeyState, Option<Page>), CacheError>;
+
+    /// [`writethrough_protocol::page::fill`]: stamps the collection if `token` holds its lease, and
+    /// stores the page if the collection then carries `token` as its stamp.
+    async fn fill_page(
+        &self,
+        collection: &str,
+        page: &str,
+        token: Token,
+        bytes: Bytes,
+        ttl: Duration,
+    ) -> Result<bool, CacheError>;
+
+    /// Stores a value unconditionally: for the textbook mode only.
+    async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError>;
+
+    /// Removes a key unconditionally: for the textbook mode only.
+    async fn delete(&self, key: &str) -> Result<(), CacheError>;
+
+    /// Counts the values whose key matches the glob `pattern`, in bounded steps.
+    async fn count(&self, pattern: &str) -> Result<u64, CacheError>;
+
+    /// Removes values, pages and fill leases whose key matches, in bounded steps; intents stay.
+    /// Returns how many keys were removed.
+    async fn clear(&self, pattern: &str) -> Result<u64, CacheError>;
+}

@@ -1,0 +1,66 @@
+//! Errors by what the caller should do.
+
+use std::time::Duration;
+
+use writethrough_protocol::Epoch;
+
+/// Why the engine could not run a write. Nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// The fence (the database's epoch row) has not been reachable, so no epoch is active.
+    #[error("the epoch could not be read or changed in time")]
+    Fence,
+    /// The engine is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// How a write failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError<E> {
+    /// The operation refused, and had no effect: the caller's own error.
+    #[error("the write was refused: {0}")]
+    Rejected(E),
+    /// Nothing was written; trying again later is safe.
+    #[error("the write could not be started: {0}")]
+    Unavailable(Unavailable),
+    /// It may or may not have been written, now or a little later; read to find out. Carries the
+    /// operation's error when there was one.
+    #[error("the outcome of the write is unknown")]
+    Indeterminate(Option<E>),
+}
+
+/// What an operation reports when it did not commit.
+#[derive(Debug)]
+pub enum OpError<E> {
+    /// The guard refused: the epoch has changed and nothing was written. The engine starts again.
+    Fenced,
+    /// Nothing was written, for a reason of the caller's.
+    Rejected(E),
+    /// The connection was lost or the time ran out after the statement was sent.
+    Unknown(E),
+}
+
+/// A failed cache command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// No reply within the command's deadline.
+    #[error("no reply within {0:?}")]
+    Timeout(Duration),
+    /// The connection is gone, or the server is not one to talk to (a replica, still loading).
+    #[error("connection failed: {0}")]
+    Connection(String),
+    /// The server refused the command or the stored bytes are not ours.
+    #[error("command failed: {0}")]
+    Command(String),
+}
+
+/// A failed operation on the fence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("fence: {0}")]
+pub struct FenceError(pub String);
+
+/// The epoch moved on before the write began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("epoch {0} is over")]
+pub struct Fenced(pub Epoch);

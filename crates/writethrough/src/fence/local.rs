@@ -1,0 +1,90 @@
+//! The fence of a single process: the epoch row in memory, the guard a held read lock.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::RwLock;
+use tokio::time::timeout;
+use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
+
+use super::{Fence, Guard};
+use crate::error::{FenceError, Fenced};
+
+/// How long a proposal waits for writes that are under way; new writes wait behind it meanwhile.
+const PROPOSE_WAIT: Duration = Duration::from_millis(100);
+
+/// Keeps the epoch of one process. All writers of the tables must be in this process.
+///
+/// Epoch numbers begin at a random number, so that a restarted process never trusts what an
+/// earlier one left in a shared Redis.
+pub struct LocalFence {
+    row: Arc<RwLock<EpochRow>>,
+    trouble: Mutex<Option<Instant>>,
+}
+
+impl LocalFence {
+    /// A fence in its first epoch: bypass.
+    #[must_use]
+    pub fn new() -> Self {
+        let first = EpochRow::first(Epoch(fastrand::u64(1 << 32..1 << 48)));
+        Self {
+            row: Arc::new(RwLock::new(first)),
+            trouble: Mutex::new(None),
+        }
+    }
+
+    fn sighting(&self, row: EpochRow) -> Sighting {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        Sighting {
+            row,
+            trouble_age: trouble.map(|at| at.elapsed()),
+        }
+    }
+}
+
+impl Default for LocalFence {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Fence for LocalFence {
+    async fn poll(&self) -> Result<Sighting, FenceError> {
+        let row = self.row.read().await.clone();
+        Ok(self.sighting(row))
+    }
+
+    async fn propose(&self, proposal: &Proposal) -> Result<Sighting, FenceError> {
+        let mut row = timeout(PROPOSE_WAIT, self.row.write())
+            .await
+            .map_err(|_| FenceError("a write under way holds the epoch".into()))?;
+        if let Some(next) = proposal.apply(&row) {
+            *row = next;
+        }
+        Ok(self.sighting(row.clone()))
+    }
+
+    async fn mark_settled(&self, epoch: Epoch) -> Result<(), FenceError> {
+        let mut row = timeout(PROPOSE_WAIT, self.row.write())
+            .await
+            .map_err(|_| FenceError("a write under way holds the epoch".into()))?;
+        *row = row.clone().settle(epoch);
+        Ok(())
+    }
+
+    async fn report_trouble(&self) -> Result<(), FenceError> {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn enter(&self, epoch: Epoch) -> Result<Guard, Fenced> {
+        let held = self.row.clone().read_owned().await;
+        if held.number == epoch {
+            Ok(Guard::holding(epoch, held))
+        } else {
+            Err(Fenced(epoch))
+        }
+    }
+}

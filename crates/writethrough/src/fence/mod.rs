@@ -1,0 +1,81 @@
+//! What the engine needs of a fence (the keeper of the epoch row), and the two fences there are.
+
+use async_trait::async_trait;
+use tokio::sync::OwnedRwLockReadGuard;
+use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
+
+use crate::error::{FenceError, Fenced};
+
+pub mod local;
+pub mod postgres;
+
+pub use local::LocalFence;
+pub use postgres::PostgresFence;
+
+/// The permission to write under one epoch, handed to the operation of a write.
+///
+/// With [`PostgresFence`] it is only a number: put it into the statement or the transaction with
+/// `writethrough.guard($1)`. With [`LocalFence`] it holds the epoch in place: keep it until the
+/// write has committed, also when that happens on another thread.
+#[derive(Debug)]
+#[must_use = "a write is guarded only while this is held or is part of its transaction"]
+pub struct Guard {
+    epoch: Epoch,
+    _held: Option<OwnedRwLockReadGuard<EpochRow>>,
+}
+
+impl Guard {
+    /// A guard for an epoch that the database itself checks.
+    pub fn in_database(epoch: Epoch) -> Self {
+        Self { epoch, _held: None }
+    }
+
+    /// A guard that keeps the epoch from changing while it is held.
+    pub fn holding(epoch: Epoch, held: OwnedRwLockReadGuard<EpochRow>) -> Self {
+        Self {
+            epoch,
+            _held: Some(held),
+        }
+    }
+
+    /// The epoch that the write was announced in.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The epoch as the parameter of `writethrough.guard($1)`.
+    #[must_use]
+    pub fn parameter(&self) -> i64 {
+        i64::try_from(self.epoch.0).unwrap_or(i64::MAX)
+    }
+}
+
+/// The keeper of the epoch row: linearizable, shared by all nodes.
+///
+/// # Cancellation
+///
+/// A dropped future may or may not have had its effect; a proposal is a compare-and-set, so trying
+/// again is safe.
+#[async_trait]
+pub trait Fence: Send + Sync + 'static {
+    /// Reads the row.
+    async fn poll(&self) -> Result<Sighting, FenceError>;
+
+    /// Tries to replace the row and returns the row as it is afterwards, whoever won. Waits for
+    /// guarded writes that are under way, for a short while only; then fails.
+    async fn propose(&self, proposal: &Proposal) -> Result<Sighting, FenceError>;
+
+    /// Marks the row settled if it still has this number.
+    async fn mark_settled(&self, epoch: Epoch) -> Result<(), FenceError>;
+
+    /// Tells the others that this node's cache connection is broken.
+    async fn report_trouble(&self) -> Result<(), FenceError>;
+
+    /// Makes the guard of a write announced in `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// [`Fenced`] when the fence already knows that the epoch is over.
+    async fn enter(&self, epoch: Epoch) -> Result<Guard, Fenced>;
+}

@@ -1,0 +1,97 @@
+//! Names: what a value, a collection and a page are called in the cache.
+
+use std::fmt;
+
+use writethrough_protocol::Epoch;
+
+/// Names one cached value: an entity and an id, as in `item:550e8400-...`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(String);
+
+impl Key {
+    /// The key of one entity's value. Neither part may be empty; the entity must not contain `:`.
+    #[must_use]
+    pub fn new(entity: &str, id: impl fmt::Display) -> Self {
+        Self(format!("{entity}:{id}"))
+    }
+
+    /// The name without an epoch, as the textbook mode uses it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The cache key inside an epoch: `item:<id>@<epoch>`.
+    pub(crate) fn in_epoch(&self, epoch: Epoch) -> String {
+        format!("{}@{epoch}", self.0)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names a collection: the set of rows that its pages (list queries) range over, as in `items`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Collection(String);
+
+impl Collection {
+    /// The collection of this name.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// The collection's name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key of the stamp: `{items}@<epoch>`. The braces put it and its pages into one hash slot.
+    pub(crate) fn in_epoch(&self, epoch: Epoch) -> String {
+        format!("{{{}}}@{epoch}", self.0)
+    }
+
+    /// The key of one page: `{items}@<epoch>:<query>`.
+    pub(crate) fn page_in_epoch(&self, epoch: Epoch, query: &str) -> String {
+        format!("{{{}}}@{epoch}:{query}", self.0)
+    }
+}
+
+impl fmt::Display for Collection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything that one write changes: single values, and collections whose pages may change.
+#[derive(Debug, Clone, Default)]
+pub struct WriteSet {
+    pub(crate) keys: Vec<Key>,
+    pub(crate) collections: Vec<Collection>,
+}
+
+impl WriteSet {
+    /// A write that changes nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a value that the write changes.
+    #[must_use]
+    pub fn key(mut self, key: Key) -> Self {
+        self.keys.push(key);
+        self
+    }
+
+    /// Adds a collection whose pages the write may change.
+    #[must_use]
+    pub fn collection(mut self, collection: Collection) -> Self {
+        self.collections.push(collection);
+        self
+    }
+}

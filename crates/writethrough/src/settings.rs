@@ -1,0 +1,161 @@
+//! Settings: plain values with documented defaults. Caches and fences are components, not settings.
+
+use std::time::Duration;
+
+use writethrough_protocol::Timing;
+
+/// How the cache and the store are kept together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// The protocol: every read is linearizable.
+    #[default]
+    Strict,
+    /// The pattern of the textbook: commit, then `SET`; on a miss, load, then `SET`. **Not**
+    /// linearizable; it exists to be compared with and to be refuted.
+    Textbook,
+    /// The cache is never touched.
+    Off,
+}
+
+impl Consistency {
+    /// The name used in flags, headers and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Textbook => "textbook",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// The engine's settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Default: [`Consistency::Strict`].
+    pub consistency: Consistency,
+    /// How long a value stays cached, 300 s by default; each entry varies by up to 10 % below it,
+    /// so that entries filled together do not expire together.
+    pub ttl: Duration,
+    /// How long "not found" stays cached, 10 s by default.
+    pub negative_ttl: Duration,
+    /// How often the epoch row is polled, 200 ms by default; must be well under the lease.
+    pub poll: Duration,
+    /// The bound of one poll, 500 ms by default; must be under the lease.
+    pub poll_timeout: Duration,
+    /// Lease, settle and hold-off of the protocol.
+    pub timing: Timing,
+    /// How long a fill lease lasts when its holder dies, 3 s by default.
+    pub fill_lease: Duration,
+    /// How long a read waits for another reader's load before it breaks the lease, 250 ms by default.
+    pub fill_wait: Duration,
+    /// How long a write's intent lasts when its writer dies, 15 s by default.
+    pub intent: Duration,
+    /// The bound of the database write, 5 s by default; the database must enforce the same bound
+    /// (`statement_timeout`), and it must be under `intent`.
+    pub write_timeout: Duration,
+    /// The bound of a whole write with all its waits, 10 s by default.
+    pub write_deadline: Duration,
+    /// How long a lost cache connection may take to be verified again before the epoch is ended,
+    /// 250 ms by default.
+    pub reconnect_grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            consistency: Consistency::Strict,
+            ttl: ms(300_000),
+            negative_ttl: ms(10_000),
+            poll: ms(200),
+            poll_timeout: ms(500),
+            timing: Timing::default(),
+            fill_lease: ms(3000),
+            fill_wait: ms(250),
+            intent: ms(15_000),
+            write_timeout: ms(5000),
+            write_deadline: ms(10_000),
+            reconnect_grace: ms(250),
+        }
+    }
+}
+
+/// A setting that would break the protocol's bounds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting `{field}` is wrong: {remedy}")]
+pub struct InvalidSettings {
+    /// The field of [`Settings`].
+    pub field: &'static str,
+    /// What is allowed.
+    pub remedy: &'static str,
+}
+
+impl Settings {
+    /// Checks the relations that the protocol's safety rests on.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSettings`] names the first field that is out of bounds.
+    pub fn validate(&self) -> Result<(), InvalidSettings> {
+        let rules: [(bool, &'static str, &'static str); 8] = [
+            (
+                self.ttl >= Duration::from_millis(100),
+                "ttl",
+                "it must be at least 100 ms",
+            ),
+            (
+                self.negative_ttl >= Duration::from_millis(100),
+                "negative_ttl",
+                "it must be at least 100 ms",
+            ),
+            (
+                self.poll * 3 <= self.timing.lease,
+                "poll",
+                "it must be at most a third of the lease",
+            ),
+            (
+                self.poll_timeout < self.timing.lease,
+                "poll_timeout",
+                "it must be shorter than the lease",
+            ),
+            (
+                self.timing.settle >= self.timing.lease.mul_f64(1.2),
+                "timing.settle",
+                "it must be at least 1.2 times the lease, for clocks that drift",
+            ),
+            (
+                self.write_timeout * 2 <= self.intent,
+                "write_timeout",
+                "it must be at most half of `intent`",
+            ),
+            (
+                self.write_deadline > self.write_timeout,
+                "write_deadline",
+                "it must be longer than `write_timeout`",
+            ),
+            (
+                self.fill_lease >= self.fill_wait,
+                "fill_lease",
+                "it must not be below `fill_wait`",
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, field, remedy)) => Err(InvalidSettings { field, remedy }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_a_short_settle_is_not() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+        let mut settings = Settings::default();
+        settings.timing.settle = settings.timing.lease;
+        assert_eq!(settings.validate().unwrap_err().field, "timing.settle");
+    }
+}

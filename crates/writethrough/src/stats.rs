@@ -1,0 +1,113 @@
+//! Counters and state of the engine, for statistics pages and metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use writethrough_protocol::read::Bypass;
+
+use crate::settings::Consistency;
+
+/// A counter; relaxed, because nothing is decided by it.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) coalesced: Counter,
+    pub(crate) bypasses: [Counter; Bypass::ALL.len()],
+    pub(crate) refused_fills: Counter,
+    pub(crate) intents: Counter,
+    pub(crate) epoch_changes: Counter,
+    pub(crate) writes: Counter,
+    pub(crate) indeterminate_writes: Counter,
+    pub(crate) decode_errors: Counter,
+    pub(crate) cache_errors: Counter,
+    pub(crate) degraded_us: Counter,
+}
+
+impl Counters {
+    pub(crate) fn snapshot(&self) -> Stats {
+        Stats {
+            hits: self.hits.get(),
+            misses: self.misses.get(),
+            coalesced: self.coalesced.get(),
+            bypasses: Bypass::ALL.map(|reason| (reason, self.bypasses[reason.index()].get())),
+            refused_fills: self.refused_fills.get(),
+            intents: self.intents.get(),
+            epoch_changes: self.epoch_changes.get(),
+            writes: self.writes.get(),
+            indeterminate_writes: self.indeterminate_writes.get(),
+            decode_errors: self.decode_errors.get(),
+            cache_errors: self.cache_errors.get(),
+            degraded_seconds: Duration::from_micros(self.degraded_us.get()).as_secs_f64(),
+        }
+    }
+}
+
+/// What this engine has counted since it started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stats {
+    /// Reads answered from the cache.
+    pub hits: u64,
+    /// Reads that found nothing and loaded, whether or not their fill was accepted.
+    pub misses: u64,
+    /// Reads that shared the load of another read.
+    pub coalesced: u64,
+    /// Reads that went to the store without the cache, by reason.
+    pub bypasses: [(Bypass, u64); Bypass::ALL.len()],
+    /// Fills that came too late, because a write or a clearing came between.
+    pub refused_fills: u64,
+    /// Keys announced by writes.
+    pub intents: u64,
+    /// New epochs seen.
+    pub epoch_changes: u64,
+    /// Writes acknowledged.
+    pub writes: u64,
+    /// Writes whose outcome stayed unknown.
+    pub indeterminate_writes: u64,
+    /// Cached bytes that were not a value of the expected type.
+    pub decode_errors: u64,
+    /// Cache commands that failed.
+    pub cache_errors: u64,
+    /// Seconds during which this node could not use the cache.
+    pub degraded_seconds: f64,
+}
+
+impl Stats {
+    /// All reads that bypassed the cache.
+    #[must_use]
+    pub fn bypassed(&self) -> u64 {
+        self.bypasses.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// The engine's state now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// The configured consistency.
+    pub consistency: Consistency,
+    /// `cached`, `bypass`, `observing` or `unknown` (strict), else `textbook` or `off`.
+    pub mode: &'static str,
+    /// The newest epoch seen; none before the first poll, and in textbook and off mode.
+    pub epoch: Option<u64>,
+    /// The id of the cache server that this node is connected to.
+    pub server: Option<String>,
+    /// Whether there is a verified cache connection.
+    pub connected: bool,
+    /// Whether the last poll of the epoch row succeeded.
+    pub fence_ok: bool,
+    /// How long ago the poll began that gave the current read lease; none without a valid one.
+    pub lease_age: Option<Duration>,
+}

@@ -1,0 +1,197 @@
+//! Keeps the node's view current: polls the epoch row, follows the cache connection, proposes
+//! changes of the epoch.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use writethrough_protocol::{Epoch, Mode, Node, Proposal, ReadPermit, Sighting};
+
+use crate::clock;
+use crate::error::FenceError;
+use crate::settings::Consistency;
+use crate::write_through::Engine;
+
+/// The bound of one proposal, beyond the short lock wait of the fence itself.
+const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Starts the tasks that run until the engine stops.
+pub(crate) fn start(engine: &Arc<Engine>) {
+    tokio::spawn(until_stopped(
+        engine.clone(),
+        follow_sessions(engine.clone()),
+    ));
+    if engine.settings.consistency == Consistency::Strict {
+        tokio::spawn(until_stopped(engine.clone(), poll_epochs(engine.clone())));
+    }
+}
+
+async fn until_stopped(engine: Arc<Engine>, task: impl Future<Output = ()>) {
+    let mut stopping = engine.stopping.subscribe();
+    tokio::select! {
+        () = task => {}
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+    }
+}
+
+async fn follow_sessions(engine: Arc<Engine>) {
+    let mut sessions = engine.cache.sessions();
+    loop {
+        let session = sessions.borrow_and_update().clone();
+        engine.change(|view| {
+            let server = session.as_ref().map(|session| session.server().clone());
+            view.node.connection_changed(server);
+            view.session = session;
+        });
+        engine.poll_now.notify_one();
+        if sessions.changed().await.is_err() {
+            // The cache was dropped: there will be no other session.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Whether a read that came now would look into the cache.
+pub(crate) fn uses_cache(engine: &Engine) -> bool {
+    let view = engine.view();
+    match engine.settings.consistency {
+        Consistency::Strict => {
+            matches!(view.node.read_permit(clock::now()), ReadPermit::Cached(_))
+        }
+        Consistency::Textbook => view.session.is_some(),
+        Consistency::Off => true,
+    }
+}
+
+async fn poll_epochs(engine: Arc<Engine>) {
+    let mut ticks = tokio::time::interval(engine.settings.poll);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = None;
+    let mut lost_at = Some(Instant::now());
+    let mut last = Instant::now();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = engine.poll_now.notified() => {}
+        }
+        if !uses_cache(&engine) {
+            engine
+                .counters
+                .degraded_us
+                .add(last.elapsed().as_micros() as u64);
+        }
+        last = Instant::now();
+        lost_at = if engine.view().session.is_some() {
+            None
+        } else {
+            lost_at.or_else(|| Some(Instant::now()))
+        };
+        match poll(&engine).await {
+            Ok(sighting) => {
+                if told.take().is_some() {
+                    tracing::info!("the epoch row can be read again");
+                }
+                engine.fence_ok.store(true, Ordering::Relaxed);
+                act(&engine, &sighting, lost_at).await;
+            }
+            Err(error) => {
+                engine.fence_ok.store(false, Ordering::Relaxed);
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!("the epoch row cannot be read: {error}");
+                    told = Some(error);
+                }
+            }
+        }
+    }
+}
+
+async fn poll(engine: &Engine) -> Result<Sighting, FenceError> {
+    // Taken before the row is read: the lease counts from here.
+    let started = clock::now();
+    let sighting = bounded(engine.settings.poll_timeout, engine.fence.poll()).await?;
+    saw(engine, &sighting, Some(started));
+    Ok(sighting)
+}
+
+async fn bounded<T>(
+    bound: Duration,
+    work: impl Future<Output = Result<T, FenceError>>,
+) -> Result<T, FenceError> {
+    timeout(bound, work)
+        .await
+        .unwrap_or_else(|_| Err(FenceError(format!("no reply in {bound:?}"))))
+}
+
+fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protocol::Monotonic>) {
+    let changed = engine.change(|view| view.node.saw(sighting.row.clone(), started, clock::now()));
+    if changed {
+        engine.counters.epoch_changes.add(1);
+        let mode = match &sighting.row.mode {
+            Mode::Bypass => "bypass".to_owned(),
+            Mode::Cached(server) => format!("cached on {server}"),
+        };
+        let settled = sighting.row.settled;
+        tracing::info!(epoch = sighting.row.number.0, settled, "new epoch: {mode}");
+    }
+}
+
+/// Does what the node's state asks for after a poll.
+async fn act(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>) {
+    let now = clock::now();
+    let (settle, proposal) = {
+        let node = &engine.view().node;
+        (node.should_settle(now), node.proposal(sighting, now))
+    };
+    if let Some(epoch) = settle
+        && let Err(error) = bounded(PROPOSE_TIMEOUT, engine.fence.mark_settled(epoch)).await
+    {
+        tracing::debug!("marking epoch {epoch} settled failed, the next poll tries again: {error}");
+    }
+    // A connection that is replaced at once was a blip: nothing is lost that was not retried.
+    let lost = lost_at.is_some_and(|at| at.elapsed() >= engine.settings.reconnect_grace);
+    if lost && let Err(error) = bounded(PROPOSE_TIMEOUT, engine.fence.report_trouble()).await {
+        tracing::debug!("reporting trouble failed, the next poll tries again: {error}");
+    }
+    if let Some(proposal) = proposal
+        && (lost_at.is_none() || lost)
+        && let Ok(_one) = engine.proposing.try_lock()
+        && let Err(error) = propose(engine, &proposal).await
+    {
+        tracing::debug!("a proposal failed, the next poll tries again: {error}");
+    }
+}
+
+async fn propose(engine: &Engine, proposal: &Proposal) -> Result<(), FenceError> {
+    let sighting = bounded(PROPOSE_TIMEOUT, engine.fence.propose(proposal)).await?;
+    saw(engine, &sighting, None);
+    // The answer to a proposal gives no lease; the poll that it asks for does.
+    engine.poll_now.notify_one();
+    Ok(())
+}
+
+/// Sees to it that `epoch` is over, for a writer that could not announce or end its write in it.
+/// Returns false when that could not be done by `deadline`.
+pub(crate) async fn leave(engine: &Engine, epoch: Epoch, deadline: Instant) -> bool {
+    let over = || {
+        engine
+            .view()
+            .node
+            .row()
+            .is_some_and(|row| row.number > epoch)
+    };
+    let attempts = async {
+        loop {
+            let _one = engine.proposing.lock().await;
+            if over() {
+                return;
+            }
+            if let Err(error) = propose(engine, &Node::bypass_from(epoch)).await {
+                tracing::debug!("proposing bypass failed, trying again: {error}");
+                // Lets the writes through that queued up behind the proposal.
+                tokio::time::sleep(Duration::from_millis(20 + fastrand::u64(..30))).await;
+            }
+        }
+    };
+    tokio::time::timeout_at(deadline, attempts).await.is_ok() || over()
+}

@@ -1,0 +1,551 @@
+//! Writes: announce, write guarded, end, acknowledge.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument;
+use writethrough_protocol::write::{
+    AfterBegin, AfterEnd, AfterWrite, Outcome, after_begin, after_end, after_write,
+};
+use writethrough_protocol::{Epoch, Mode, Token, WritePermit};
+
+use crate::cache::{End, Session};
+use crate::clock;
+use crate::error::{CacheError, OpError, Unavailable, WriteError};
+use crate::fence::Guard;
+use crate::key::{Key, WriteSet};
+use crate::settings::Consistency;
+use crate::span::cache_span;
+use crate::supervisor;
+use crate::value::CacheValue;
+use crate::write_through::{Engine, WriteThrough, new_token};
+
+/// What a committed operation hands to the engine: its output, and the new values to cache.
+#[derive(Debug)]
+pub struct Commit<T> {
+    output: T,
+    values: HashMap<Key, Bytes>,
+}
+
+impl<T> Commit<T> {
+    /// A commit that caches nothing: the keys of the write are left empty.
+    #[must_use]
+    pub fn new(output: T) -> Self {
+        Self {
+            output,
+            values: HashMap::new(),
+        }
+    }
+
+    /// Caches the value that the write has left in the store under `key`, which must be one of the
+    /// keys of the write.
+    #[must_use]
+    pub fn cache<V: CacheValue>(mut self, key: &Key, value: &V) -> Self {
+        self.values.insert(key.clone(), value.encode());
+        self
+    }
+}
+
+/// An acknowledged write.
+#[derive(Debug, Clone)]
+pub struct Written<T> {
+    /// The operation's output.
+    pub output: T,
+    /// Time spent waiting for the cache.
+    pub cache_time: Duration,
+    /// The epoch that the write was made in; 0 in textbook and off mode.
+    pub epoch: u64,
+}
+
+/// Counts a write under way, so that shutdown waits for it.
+struct UnderWay(Arc<Engine>);
+
+impl UnderWay {
+    fn new(engine: Arc<Engine>) -> Self {
+        engine.writes.send_modify(|count| *count += 1);
+        Self(engine)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.writes.send_modify(|count| *count -= 1);
+    }
+}
+
+/// The cache keys of one write inside one epoch.
+struct Announced {
+    keys: Vec<(String, Option<Key>)>,
+    token: Token,
+    epoch: Epoch,
+    session: Arc<dyn Session>,
+    begun: Instant,
+}
+
+/// A cache command of a write.
+enum Step<'a> {
+    Begin(&'a [String]),
+    End(&'a [End]),
+}
+
+impl Step<'_> {
+    async fn run(
+        &self,
+        engine: &Engine,
+        session: &dyn Session,
+        token: Token,
+    ) -> Result<(), CacheError> {
+        let result = match self {
+            Self::Begin(keys) => session.begin(keys, token, engine.settings.intent).await,
+            Self::End(ends) => session.end(ends, token).await,
+        };
+        if let Err(error) = &result {
+            let what = match self {
+                Self::Begin(_) => "announcing a write",
+                Self::End(_) => "ending a write",
+            };
+            engine.cache_failed(what, error);
+        }
+        result
+    }
+}
+
+impl WriteThrough {
+    /// Writes: announces the write in the cache, runs `op`, stores the new values in the cache and
+    /// acknowledges. `op` writes to the store guarded by the [`Guard`] it is given, in one
+    /// transaction, and is run again under a new guard when it reports [`OpError::Fenced`].
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Rejected`] when `op` refused; [`WriteError::Unavailable`] when the write was
+    /// never started; [`WriteError::Indeterminate`] when it may have been made.
+    ///
+    /// # Cancellation
+    ///
+    /// The write runs on a task of its own: dropping this future gives up its answer, not the
+    /// write. When the whole process dies half-way, the write's intents keep every reader on the
+    /// store until they lapse ([`crate::Settings::intent`]).
+    ///
+    /// # Consistency
+    ///
+    /// When this returns `Ok`, no read that starts afterwards, on any node, sees anything older.
+    pub async fn write<T, E, Op, F>(
+        &self,
+        set: WriteSet,
+        op: Op,
+    ) -> Result<Written<T>, WriteError<E>>
+    where
+        Op: FnMut(Guard) -> F + Send + 'static,
+        F: Future<Output = Result<Commit<T>, OpError<E>>> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        // Counted before the check, so that shutdown either sees this write or stops it here.
+        let under_way = UnderWay::new(self.engine.clone());
+        if *self.engine.stopping.borrow() {
+            return Err(WriteError::Unavailable(Unavailable::ShuttingDown));
+        }
+        let write = async move {
+            let engine = &under_way.0;
+            let result = match engine.settings.consistency {
+                Consistency::Strict => engine.write_strictly(set, op).await,
+                Consistency::Textbook => engine.write_by_the_textbook(set, op).await,
+                Consistency::Off => engine.write_store_only(op).await,
+            };
+            match &result {
+                Ok(_) => engine.counters.writes.add(1),
+                Err(WriteError::Indeterminate(_)) => engine.counters.indeterminate_writes.add(1),
+                Err(_) => {}
+            }
+            result
+        };
+        match tokio::spawn(write.in_current_span()).await {
+            Ok(result) => result,
+            // The operation panicked, or the runtime is shutting down.
+            Err(_) => Err(WriteError::Indeterminate(None)),
+        }
+    }
+}
+
+impl Engine {
+    async fn write_strictly<T, E, Op, F>(
+        &self,
+        set: WriteSet,
+        mut op: Op,
+    ) -> Result<Written<T>, WriteError<E>>
+    where
+        Op: FnMut(Guard) -> F,
+        F: Future<Output = Result<Commit<T>, OpError<E>>>,
+    {
+        let deadline = Instant::now() + self.settings.write_deadline;
+        let mut cache_time = Duration::ZERO;
+        loop {
+            let permit = self
+                .write_permit(deadline)
+                .await
+                .ok_or(WriteError::Unavailable(Unavailable::Fence))?;
+            let (epoch, announced) = match permit {
+                Permit::Bypass(epoch) => (epoch, None),
+                Permit::Leave(epoch) => {
+                    supervisor::leave(self, epoch, deadline).await;
+                    continue;
+                }
+                Permit::Cached(epoch, session) => {
+                    let started = Instant::now();
+                    let announced = self.announce(&set, epoch, session).await;
+                    cache_time += started.elapsed();
+                    match after_begin(announced.is_some()) {
+                        AfterBegin::Write => (epoch, announced),
+                        AfterBegin::ProposeBypass => {
+                            supervisor::leave(self, epoch, deadline).await;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let (outcome, mut result) = match self.fence.enter(epoch).await {
+                Err(_) => (Outcome::Fenced, None),
+                Ok(guard) => self.run(op(guard)).await,
+            };
+            match after_write(outcome) {
+                AfterWrite::End => {
+                    let Some(Ok(commit)) = result.take() else {
+                        return Err(WriteError::Indeterminate(None));
+                    };
+                    if let Some(announced) = announced {
+                        let started = Instant::now();
+                        let ended = self.end(&announced, commit.values).await;
+                        cache_time += started.elapsed();
+                        let announced_for = announced.begun.elapsed();
+                        if after_end(ended, announced_for, self.settings.intent)
+                            == AfterEnd::ProposeBypass
+                            && !self.leave_and_settle(epoch, deadline).await
+                        {
+                            return Err(WriteError::Indeterminate(None));
+                        }
+                    }
+                    return Ok(Written {
+                        output: commit.output,
+                        cache_time,
+                        epoch: epoch.0,
+                    });
+                }
+                AfterWrite::Withdraw => {
+                    if let Some(announced) = announced {
+                        self.withdraw(announced).await;
+                    }
+                    return match result {
+                        Some(Err(error)) => Err(WriteError::Rejected(error)),
+                        _ => Err(WriteError::Indeterminate(None)),
+                    };
+                }
+                AfterWrite::Restart => {
+                    if let Some(announced) = announced {
+                        self.withdraw(announced).await;
+                    }
+                    self.poll_now.notify_one();
+                    if !self.wait_until(deadline, |number| number > epoch).await {
+                        return Err(WriteError::Unavailable(Unavailable::Fence));
+                    }
+                }
+                AfterWrite::LeaveIntents => {
+                    return Err(WriteError::Indeterminate(result.and_then(Result::err)));
+                }
+            }
+        }
+    }
+
+    /// Runs the operation within its bound and sorts its outcome.
+    async fn run<T, E>(
+        &self,
+        op: impl Future<Output = Result<Commit<T>, OpError<E>>>,
+    ) -> (Outcome, Option<Result<Commit<T>, E>>) {
+        match timeout(self.settings.write_timeout, op).await {
+            Ok(Ok(commit)) => (Outcome::Committed, Some(Ok(commit))),
+            Ok(Err(OpError::Fenced)) => (Outcome::Fenced, None),
+            Ok(Err(OpError::Rejected(error))) => (Outcome::NoEffect, Some(Err(error))),
+            Ok(Err(OpError::Unknown(error))) => (Outcome::Unknown, Some(Err(error))),
+            Err(_) => (Outcome::Unknown, None),
+        }
+    }
+
+    /// Waits until this node may write, for a moment also for a cache connection that was just
+    /// lost: most come back at once.
+    async fn write_permit(&self, deadline: Instant) -> Option<Permit> {
+        let mut changed = self.changed.subscribe();
+        let mut patience: Option<Instant> = None;
+        loop {
+            changed.borrow_and_update();
+            let (permit, session) = {
+                let view = self.view();
+                (view.node.write_permit(clock::now()), view.session.clone())
+            };
+            let wake = match (permit, session) {
+                (WritePermit::Bypass(epoch), _) => return Some(Permit::Bypass(epoch)),
+                (WritePermit::Cached(epoch), Some(session)) => {
+                    return Some(Permit::Cached(epoch, session));
+                }
+                (WritePermit::Cached(epoch) | WritePermit::Unreachable(epoch), session) => {
+                    let until = *patience
+                        .get_or_insert_with(|| Instant::now() + self.settings.reconnect_grace);
+                    if session.is_some() || Instant::now() >= until {
+                        return Some(Permit::Leave(epoch));
+                    }
+                    until
+                }
+                (WritePermit::Wait(Some(active_at)), _) => clock::wake_at(active_at),
+                (WritePermit::Wait(None), _) => deadline,
+            };
+            if Instant::now() >= deadline {
+                return None;
+            }
+            // Whether it changed or the time came: look again.
+            let _ = timeout_at(wake.min(deadline), changed.changed()).await;
+        }
+    }
+
+    /// Waits until the newest epoch seen passes the test.
+    async fn wait_until(&self, deadline: Instant, test: impl Fn(Epoch) -> bool) -> bool {
+        let mut changed = self.changed.subscribe();
+        let reached = || self.view().node.row().is_some_and(|row| test(row.number));
+        while !reached() {
+            if timeout_at(deadline, changed.changed()).await.is_err() {
+                return reached();
+            }
+        }
+        true
+    }
+
+    /// Ends `epoch` and waits until its successor is active: by then no node believes anything
+    /// that `epoch` has left in the cache.
+    async fn leave_and_settle(&self, epoch: Epoch, deadline: Instant) -> bool {
+        if !supervisor::leave(self, epoch, deadline).await {
+            return false;
+        }
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            let permit = self.view().node.write_permit(clock::now());
+            let wake = match permit {
+                WritePermit::Wait(Some(active_at)) => clock::wake_at(active_at),
+                WritePermit::Wait(None) => deadline,
+                _ => return true,
+            };
+            if Instant::now() >= deadline {
+                return false;
+            }
+            let _ = timeout_at(wake.min(deadline), changed.changed()).await;
+        }
+    }
+
+    /// Places the intent on every key; `None` when it could not be placed on all of them.
+    async fn announce(
+        &self,
+        set: &WriteSet,
+        epoch: Epoch,
+        session: Arc<dyn Session>,
+    ) -> Option<Announced> {
+        let values = set
+            .keys
+            .iter()
+            .map(|key| (key.in_epoch(epoch), Some(key.clone())));
+        let stamps = set
+            .collections
+            .iter()
+            .map(|collection| (collection.in_epoch(epoch), None));
+        let announced = Announced {
+            keys: values.chain(stamps).collect(),
+            token: new_token(),
+            epoch,
+            session,
+            begun: Instant::now(),
+        };
+        let names: Vec<String> = announced
+            .keys
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let first = names.first().cloned().unwrap_or_default();
+        let span = cache_span!(
+            "redis_intent",
+            "EVALSHA",
+            announced.session,
+            first,
+            Some(epoch)
+        );
+        let begun = self
+            .twice(Step::Begin(&names), &announced)
+            .instrument(span)
+            .await;
+        if begun {
+            self.counters.intents.add(names.len() as u64);
+        }
+        begun.then_some(announced)
+    }
+
+    async fn end(&self, announced: &Announced, mut values: HashMap<Key, Bytes>) -> bool {
+        let mut keeps = false;
+        let ends: Vec<End> = announced
+            .keys
+            .iter()
+            .map(|(name, key)| {
+                let value = key.as_ref().and_then(|key| values.remove(key)).map(Some);
+                keeps |= value.is_some();
+                let ttl = self.jittered(self.settings.ttl);
+                End {
+                    key: name.clone(),
+                    value,
+                    ttl,
+                }
+            })
+            .collect();
+        let (session, epoch) = (&announced.session, Some(announced.epoch));
+        let first = announced.keys.first().map_or("", |(name, _)| name.as_str());
+        let span = if keeps {
+            cache_span!("redis_set", "EVALSHA", session, first, epoch)
+        } else {
+            cache_span!("redis_del", "EVALSHA", session, first, epoch)
+        };
+        self.twice(Step::End(&ends), announced)
+            .instrument(span)
+            .await
+    }
+
+    /// Takes the intents of a write without effect away. If that fails they lapse.
+    async fn withdraw(&self, announced: Announced) {
+        let ends: Vec<End> = announced
+            .keys
+            .iter()
+            .map(|(name, _)| End {
+                key: name.clone(),
+                value: None,
+                ttl: Duration::ZERO,
+            })
+            .collect();
+        let first = announced.keys.first().map_or("", |(name, _)| name.as_str());
+        let (session, epoch) = (&announced.session, Some(announced.epoch));
+        let span = cache_span!("redis_del", "EVALSHA", session, first, epoch);
+        if let Err(error) = session.end(&ends, announced.token).instrument(span).await {
+            self.cache_failed("withdrawing a write", &error);
+        }
+    }
+
+    /// Tries a command of a write, and once more with the same token when it failed: on the same
+    /// connection, or on its successor if that is to the same server. Tells whether it succeeded.
+    async fn twice(&self, step: Step<'_>, announced: &Announced) -> bool {
+        let session = match step.run(self, &*announced.session, announced.token).await {
+            Ok(()) => return true,
+            Err(CacheError::Timeout(_)) => Some(announced.session.clone()),
+            Err(CacheError::Command(_)) => None,
+            Err(CacheError::Connection(_)) => self.reconnected(announced).await,
+        };
+        match session {
+            Some(session) => step.run(self, &*session, announced.token).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// A new session to the server of the write's epoch, if there is one within the grace.
+    async fn reconnected(&self, announced: &Announced) -> Option<Arc<dyn Session>> {
+        let give_up = Instant::now() + self.settings.reconnect_grace;
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            {
+                let view = self.view();
+                let same_epoch = view.node.row().is_some_and(|row| {
+                    row.number == announced.epoch
+                        && row.mode == Mode::Cached(announced.session.server().clone())
+                });
+                match &view.session {
+                    _ if !same_epoch => return None,
+                    Some(session)
+                        if session.server() == announced.session.server()
+                            && !Arc::ptr_eq(session, &announced.session) =>
+                    {
+                        return Some(session.clone());
+                    }
+                    _ => {}
+                }
+            }
+            if timeout_at(give_up, changed.changed()).await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    async fn write_by_the_textbook<T, E, Op, F>(
+        &self,
+        set: WriteSet,
+        mut op: Op,
+    ) -> Result<Written<T>, WriteError<E>>
+    where
+        Op: FnMut(Guard) -> F,
+        F: Future<Output = Result<Commit<T>, OpError<E>>>,
+    {
+        let mut commit = self.run_unguarded(&mut op).await?;
+        let started = Instant::now();
+        let session = self.view().session.clone();
+        if let Some(session) = session {
+            for key in &set.keys {
+                let name = key.as_str();
+                let done = match commit.values.remove(key) {
+                    Some(bytes) => {
+                        let span = cache_span!("redis_set", "SET", session, name, None);
+                        let ttl = self.jittered(self.settings.ttl);
+                        session.set(name, Some(bytes), ttl).instrument(span).await
+                    }
+                    None => {
+                        let span = cache_span!("redis_del", "DEL", session, name, None);
+                        session.delete(name).instrument(span).await
+                    }
+                };
+                // As in the textbook: the write is acknowledged all the same.
+                if let Err(error) = done {
+                    self.cache_failed("a set", &error);
+                }
+            }
+        }
+        Ok(Written {
+            output: commit.output,
+            cache_time: started.elapsed(),
+            epoch: 0,
+        })
+    }
+
+    async fn write_store_only<T, E, Op, F>(&self, mut op: Op) -> Result<Written<T>, WriteError<E>>
+    where
+        Op: FnMut(Guard) -> F,
+        F: Future<Output = Result<Commit<T>, OpError<E>>>,
+    {
+        let commit = self.run_unguarded(&mut op).await?;
+        Ok(Written {
+            output: commit.output,
+            cache_time: Duration::ZERO,
+            epoch: 0,
+        })
+    }
+
+    async fn run_unguarded<T, E, Op, F>(&self, op: &mut Op) -> Result<Commit<T>, WriteError<E>>
+    where
+        Op: FnMut(Guard) -> F,
+        F: Future<Output = Result<Commit<T>, OpError<E>>>,
+    {
+        match self.run(op(Guard::in_database(Epoch(0)))).await {
+            (Outcome::Committed, Some(Ok(commit))) => Ok(commit),
+            (Outcome::NoEffect, Some(Err(error))) => Err(WriteError::Rejected(error)),
+            (_, result) => Err(WriteError::Indeterminate(result.and_then(Result::err))),
+        }
+    }
+}
+
+/// What a write may do now.
+enum Permit {
+    Cached(Epoch, Arc<dyn Session>),
+    Bypass(Epoch),
+    /// The cache of this epoch cannot be reached from here: end the epoch first.
+    Leave(Epoch),
+}

@@ -1,0 +1,274 @@
+//! The engine's public face and the state that its parts share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+use writethrough_protocol::{Epoch, Mode, Node, Token};
+
+use crate::cache::{Cache, Session};
+use crate::clock;
+use crate::error::CacheError;
+use crate::fence::Fence;
+use crate::key::Collection;
+use crate::loads::Loads;
+use crate::settings::{Consistency, InvalidSettings, Settings};
+use crate::stats::{Counters, Stats, Status};
+use crate::supervisor;
+
+/// A write-through cache in front of a store: reads through the cache, writes to both, every read
+/// linearizable. Cheap to clone; all clones are one engine. One engine serves any number of
+/// entities and collections.
+#[derive(Clone)]
+pub struct WriteThrough {
+    pub(crate) engine: Arc<Engine>,
+}
+
+pub(crate) struct Engine {
+    pub(crate) settings: Settings,
+    pub(crate) cache: Arc<dyn Cache>,
+    pub(crate) fence: Arc<dyn Fence>,
+    view: Mutex<View>,
+    /// Counts changes of the view, for those who wait for one.
+    pub(crate) changed: watch::Sender<u64>,
+    /// Asks the supervisor to poll now.
+    pub(crate) poll_now: Notify,
+    /// One proposal at a time from this node.
+    pub(crate) proposing: tokio::sync::Mutex<()>,
+    pub(crate) loads: Arc<Loads>,
+    pub(crate) counters: Counters,
+    pub(crate) fence_ok: AtomicBool,
+    /// Writes under way; shutdown waits for them.
+    pub(crate) writes: watch::Sender<usize>,
+    pub(crate) stopping: watch::Sender<bool>,
+    counted: tokio::sync::Mutex<Option<(String, u64, Instant)>>,
+}
+
+/// The node's state and the session it was told of, changed together: a permit and the session it
+/// is used with always belong to each other.
+pub(crate) struct View {
+    pub(crate) node: Node,
+    pub(crate) session: Option<Arc<dyn Session>>,
+}
+
+impl Engine {
+    pub(crate) fn view(&self) -> MutexGuard<'_, View> {
+        // Nothing panics between two changes of the view, so a poisoned one is still whole.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the view and wakes those who wait for a change.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut View) -> R) -> R {
+        let answer = change(&mut self.view());
+        self.changed.send_modify(|count| *count += 1);
+        answer
+    }
+
+    pub(crate) fn holds_lease(&self, epoch: Epoch) -> bool {
+        self.view().node.holds_lease(epoch, clock::now())
+    }
+
+    /// The lifetime of an entry: the TTL less up to a tenth of it.
+    pub(crate) fn jittered(&self, ttl: Duration) -> Duration {
+        ttl.mul_f64(1.0 - 0.1 * fastrand::f64())
+    }
+
+    pub(crate) fn value_ttl(&self, payload: &Option<Bytes>) -> Duration {
+        self.jittered(match payload {
+            Some(_) => self.settings.ttl,
+            None => self.settings.negative_ttl,
+        })
+    }
+
+    pub(crate) fn cache_failed(&self, what: &str, error: &CacheError) {
+        self.counters.cache_errors.add(1);
+        tracing::debug!("{what} failed: {error}");
+    }
+}
+
+/// A new random token.
+pub(crate) fn new_token() -> Token {
+    Token(Uuid::new_v4().as_u128())
+}
+
+impl WriteThrough {
+    /// Starts the engine: from here on it keeps its view of the epoch current. Returns at once,
+    /// whether or not the cache or the fence can be reached; until both are, reads go to the store
+    /// and writes wait for the fence. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSettings`] when the settings contradict what the protocol's safety rests on.
+    pub fn start(
+        settings: Settings,
+        cache: Arc<dyn Cache>,
+        fence: Arc<dyn Fence>,
+    ) -> Result<Self, InvalidSettings> {
+        settings.validate()?;
+        let engine = Arc::new(Engine {
+            view: Mutex::new(View {
+                node: Node::new(settings.timing),
+                session: None,
+            }),
+            settings,
+            cache,
+            fence,
+            changed: watch::Sender::new(0),
+            poll_now: Notify::new(),
+            proposing: tokio::sync::Mutex::new(()),
+            loads: Arc::default(),
+            counters: Counters::default(),
+            fence_ok: AtomicBool::new(false),
+            writes: watch::Sender::new(0),
+            stopping: watch::Sender::new(false),
+            counted: tokio::sync::Mutex::new(None),
+        });
+        supervisor::start(&engine);
+        Ok(Self { engine })
+    }
+
+    /// What the engine has counted.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.engine.counters.snapshot()
+    }
+
+    /// The engine's state now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let engine = &self.engine;
+        let now = clock::now();
+        let view = engine.view();
+        let strict = engine.settings.consistency == Consistency::Strict;
+        let row = view.node.row();
+        let mode = match (engine.settings.consistency, row) {
+            (Consistency::Textbook, _) => "textbook",
+            (Consistency::Off, _) => "off",
+            (Consistency::Strict, None) => "unknown",
+            (Consistency::Strict, Some(_)) if !view.node.is_active(now) => "observing",
+            (Consistency::Strict, Some(row)) if row.mode == Mode::Bypass => "bypass",
+            (Consistency::Strict, Some(_)) => "cached",
+        };
+        let lease_age = view
+            .node
+            .lease_until()
+            .filter(|until| now < *until)
+            .map(|until| {
+                engine
+                    .settings
+                    .timing
+                    .lease
+                    .saturating_sub(until.since(now))
+            });
+        Status {
+            consistency: engine.settings.consistency,
+            mode,
+            epoch: row.map(|row| row.number.0),
+            server: view
+                .session
+                .as_ref()
+                .map(|session| session.server().to_string()),
+            connected: view.session.is_some(),
+            fence_ok: !strict || engine.fence_ok.load(Ordering::Relaxed),
+            lease_age,
+        }
+    }
+
+    /// Whether the cache is in use on this node now.
+    #[must_use]
+    pub fn uses_cache(&self) -> bool {
+        supervisor::uses_cache(&self.engine)
+    }
+
+    /// How many values of the entity the cache holds in the current epoch; the answer may be a
+    /// second old. `None` when the cache cannot be asked.
+    ///
+    /// # Cancellation
+    ///
+    /// Harmless. The cache server is asked in small steps and never blocked.
+    pub async fn cached_values(&self, entity: &str) -> Option<u64> {
+        let (session, epoch) = {
+            let view = self.engine.view();
+            (view.session.clone(), view.node.row().map(|row| row.number))
+        };
+        let pattern = match (self.engine.settings.consistency, epoch) {
+            (Consistency::Strict, Some(epoch)) => format!("{entity}:*@{epoch}"),
+            (Consistency::Textbook, _) => format!("{entity}:*"),
+            _ => return None,
+        };
+        let session = session?;
+        // Held while counting, so that many askers cost one walk.
+        let mut counted = self.engine.counted.lock().await;
+        if let Some((name, count, at)) = counted.as_ref()
+            && *name == pattern
+            && at.elapsed() < Duration::from_secs(1)
+        {
+            return Some(*count);
+        }
+        match session.count(&pattern).await {
+            Ok(count) => {
+                *counted = Some((pattern, count, Instant::now()));
+                Some(count)
+            }
+            Err(error) => {
+                self.engine
+                    .cache_failed("counting the cached values", &error);
+                None
+            }
+        }
+    }
+
+    /// Empties the cache of an entity and of a collection without a new epoch: removes values,
+    /// pages and fill leases of all epochs in small steps, and leaves intents alone. Nobody waits
+    /// for it. Returns how many keys were removed.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`] when the cache cannot be reached; what was removed until then stays removed.
+    ///
+    /// # Consistency
+    ///
+    /// Removing a value is always safe. A fill under way is refused, so a value read after the
+    /// clearing was loaded after it began.
+    pub async fn clear(
+        &self,
+        entity: &str,
+        collection: Option<&Collection>,
+    ) -> Result<u64, CacheError> {
+        let session = self.engine.view().session.clone();
+        let session =
+            session.ok_or_else(|| CacheError::Connection("there is no cache now".into()))?;
+        let epochs = match self.engine.settings.consistency {
+            Consistency::Strict => "@*",
+            Consistency::Textbook => "",
+            Consistency::Off => return Ok(0),
+        };
+        let mut removed = session.clear(&format!("{entity}:*{epochs}")).await?;
+        if let Some(collection) = collection {
+            removed += session.clear(&format!("{{{collection}}}@*")).await?;
+        }
+        *self.engine.counted.lock().await = None;
+        Ok(removed)
+    }
+
+    /// Stops the engine: refuses new writes, waits for those under way (for `write_deadline` at
+    /// most), drops the read lease and the cache connection. Reads go on from the store.
+    pub async fn shutdown(&self) {
+        let engine = &self.engine;
+        engine.stopping.send_replace(true);
+        let mut writes = engine.writes.subscribe();
+        let done = writes.wait_for(|under_way| *under_way == 0);
+        if timeout(engine.settings.write_deadline, done).await.is_err() {
+            tracing::warn!("writes were still under way when the engine stopped");
+        }
+        engine.cache.close();
+        engine.change(|view| {
+            view.session = None;
+            view.node = Node::new(engine.settings.timing);
+        });
+    }
+}
