@@ -1,0 +1,280 @@
+//! Engines over every pair of cache and fence, and a store that tests can hold up.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::{Manager, Pool};
+use tokio::sync::Notify;
+use tokio_postgres::NoTls;
+use writethrough::{
+    Cache, Commit, Fence, Guard, Json, Key, LocalFence, MemoryCache, OpError, PostgresFence, Read,
+    RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough, Written, postgres,
+};
+use writethrough_testbed::{Postgres, Redis, Testbed};
+
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Polls a fact until it holds.
+pub async fn until(fact: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {fact}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pair {
+    MemoryLocal,
+    RedisLocal,
+    MemoryPostgres,
+    RedisPostgres,
+}
+
+/// A pair's servers; engines of several nodes can be started on them.
+pub struct Ground {
+    pub pair: Pair,
+    _testbed: Option<Testbed>,
+    pub redis: Option<Redis>,
+    pub postgres: Option<Postgres>,
+    pub store: Store,
+}
+
+/// The source of truth: one row of text a key.
+#[derive(Clone)]
+pub struct Store {
+    pool: Option<Pool>,
+    rows: Arc<Mutex<HashMap<String, String>>>,
+    pub loads: Arc<AtomicU64>,
+    pub writes: Arc<AtomicU64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
+
+fn failed(error: impl std::fmt::Display) -> StoreError {
+    StoreError(error.to_string())
+}
+
+impl Store {
+    /// What the store holds now.
+    pub async fn get(&self, key: &str) -> Option<String> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        match &self.pool {
+            None => self.rows.lock().unwrap().get(key).cloned(),
+            Some(pool) => {
+                let client = pool.get().await.unwrap();
+                let row = client.query_opt("SELECT value FROM rows WHERE key = $1", &[&key]).await;
+                row.unwrap().map(|row| row.get(0))
+            }
+        }
+    }
+
+    /// Writes guarded; `None` deletes.
+    pub async fn put(
+        &self,
+        guard: &Guard,
+        key: &str,
+        value: Option<&str>,
+    ) -> Result<(), OpError<StoreError>> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        let Some(pool) = &self.pool else {
+            let mut rows = self.rows.lock().unwrap();
+            match value {
+                Some(value) => rows.insert(key.to_owned(), value.to_owned()),
+                None => rows.remove(key),
+            };
+            return Ok(());
+        };
+        let client = pool.get().await.map_err(|e| OpError::Rejected(failed(e)))?;
+        let epoch = guard.parameter();
+        let result = match value {
+            Some(value) => {
+                let insert = "INSERT INTO rows (key, value) SELECT $2, $3 FROM writethrough.guard($1)
+                              ON CONFLICT (key) DO UPDATE SET value = $3";
+                client.execute(insert, &[&epoch, &key, &value]).await
+            }
+            None => {
+                let delete = "DELETE FROM rows USING writethrough.guard($1) WHERE key = $2";
+                client.execute(delete, &[&epoch, &key]).await
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if postgres::is_fenced(&error) => Err(OpError::Fenced),
+            Err(error) => Err(OpError::Rejected(failed(error))),
+        }
+    }
+}
+
+impl Ground {
+    pub async fn new(pair: Pair) -> Self {
+        let uses_redis = matches!(pair, Pair::RedisLocal | Pair::RedisPostgres);
+        let uses_postgres = matches!(pair, Pair::MemoryPostgres | Pair::RedisPostgres);
+        let testbed = match uses_redis || uses_postgres {
+            true => Some(Testbed::new().await.unwrap()),
+            false => None,
+        };
+        let (mut redis, mut postgres, mut pool) = (None, None, None);
+        if let Some(testbed) = &testbed {
+            if uses_redis {
+                redis = Some(testbed.redis().await.unwrap());
+            }
+            if uses_postgres {
+                let server = testbed.postgres().await.unwrap();
+                let connections = pool_of(&server.url(), 8);
+                let mut client = connections.get().await.unwrap();
+                PostgresFence::migrate(&mut client).await.unwrap();
+                let table = "CREATE TABLE rows (key text PRIMARY KEY, value text NOT NULL)";
+                client.batch_execute(table).await.unwrap();
+                drop(client);
+                pool = Some(connections);
+                postgres = Some(server);
+            }
+        }
+        let store = Store { pool, rows: Arc::default(), loads: Arc::default(), writes: Arc::default() };
+        Self { pair, _testbed: testbed, redis, postgres, store }
+    }
+
+    pub fn cache(&self) -> Arc<dyn Cache> {
+        match &self.redis {
+            None => Arc::new(MemoryCache::new(16 << 20)),
+            Some(redis) => {
+                Arc::new(RedisCache::connect(RedisSettings::new(redis.url())).unwrap())
+            }
+        }
+    }
+
+    pub fn fence(&self) -> Arc<dyn Fence> {
+        match &self.postgres {
+            None => Arc::new(LocalFence::new()),
+            Some(postgres) => Arc::new(PostgresFence::new(pool_of(&postgres.url(), 2))),
+        }
+    }
+
+    /// A node whose cache is in use.
+    pub async fn node(&self) -> Node {
+        self.node_with(Settings::default()).await
+    }
+
+    pub async fn node_with(&self, settings: Settings) -> Node {
+        let node = self.start(settings, self.cache(), self.fence());
+        until("the cache is in use", async || node.cached.uses_cache()).await;
+        node
+    }
+
+    pub fn start(&self, settings: Settings, cache: Arc<dyn Cache>, fence: Arc<dyn Fence>) -> Node {
+        let cached = WriteThrough::start(settings, cache, fence.clone()).unwrap();
+        Node { cached, fence, store: self.store.clone() }
+    }
+}
+
+pub fn pool_of(url: &str, size: usize) -> Pool {
+    let config: tokio_postgres::Config = url.parse().unwrap();
+    Pool::builder(Manager::new(config, NoTls)).max_size(size).build().unwrap()
+}
+
+/// One node's engine with the store behind it.
+#[derive(Clone)]
+pub struct Node {
+    pub cached: WriteThrough,
+    pub fence: Arc<dyn Fence>,
+    pub store: Store,
+}
+
+pub type Outcome<T> = Result<Written<T>, WriteError<StoreError>>;
+
+impl Node {
+    pub async fn read(&self, id: &str) -> Read<Json<String>> {
+        let load = || async { Ok::<_, StoreError>(self.store.get(id).await.map(Json)) };
+        self.cached.read(&Key::new("row", id), load).await.unwrap()
+    }
+
+    /// The value that a read returns.
+    pub async fn value(&self, id: &str) -> Option<String> {
+        self.read(id).await.value.map(|Json(value)| value)
+    }
+
+    /// A read whose load waits at the gate after it has read the store.
+    pub async fn read_slowly(&self, id: &str, gate: Arc<Gate>) -> Read<Json<String>> {
+        let load = || async {
+            let value = self.store.get(id).await;
+            gate.pass().await;
+            Ok::<_, StoreError>(value.map(Json))
+        };
+        self.cached.read(&Key::new("row", id), load).await.unwrap()
+    }
+
+    pub async fn write(&self, id: &str, value: Option<&str>) -> Outcome<()> {
+        self.write_slowly(id, value, Gate::open()).await
+    }
+
+    /// A write that waits at the gate before it touches the store.
+    pub async fn write_slowly(
+        &self,
+        id: &str,
+        value: Option<&str>,
+        gate: Arc<Gate>,
+    ) -> Outcome<()> {
+        let (store, id) = (self.store.clone(), id.to_owned());
+        let value = value.map(str::to_owned);
+        let key = Key::new("row", &id);
+        let set = WriteSet::new().key(key.clone());
+        self.cached
+            .write(set, move |guard| {
+                let (store, id, value) = (store.clone(), id.clone(), value.clone());
+                let (key, gate) = (key.clone(), gate.clone());
+                async move {
+                    gate.pass().await;
+                    store.put(&guard, &id, value.as_deref()).await?;
+                    let commit = Commit::new(());
+                    Ok(match value {
+                        Some(value) => commit.cache(&key, &Json(value)),
+                        None => commit,
+                    })
+                }
+            })
+            .await
+    }
+}
+
+/// Holds up whoever passes until it is opened, and tells when somebody is there.
+#[derive(Default)]
+pub struct Gate {
+    arrived: Notify,
+    opened: Notify,
+    open: std::sync::atomic::AtomicBool,
+}
+
+impl Gate {
+    pub fn shut() -> Arc<Self> {
+        Arc::default()
+    }
+
+    pub fn open() -> Arc<Self> {
+        let gate = Self::default();
+        gate.open.store(true, Ordering::SeqCst);
+        Arc::new(gate)
+    }
+
+    pub async fn pass(&self) {
+        self.arrived.notify_one();
+        while !self.open.load(Ordering::SeqCst) {
+            self.opened.notified().await;
+        }
+        self.opened.notify_one();
+    }
+
+    pub async fn arrival(&self) {
+        tokio::time::timeout(PATIENCE, self.arrived.notified()).await.expect("nobody came");
+    }
+
+    pub fn let_through(&self) {
+        self.open.store(true, Ordering::SeqCst);
+        self.opened.notify_one();
+    }
+}
