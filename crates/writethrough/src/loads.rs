@@ -4,21 +4,28 @@
 //! intact after it began itself; the token is the proof, so the token is the key.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use writethrough_protocol::{Payload, Token};
 
 type Name = (Token, Option<String>);
 type Outcome = watch::Receiver<Option<Payload>>;
 
-/// The loads under way.
+/// The loads under way, and how many readers wait for one of them.
 #[derive(Default)]
-pub(crate) struct Loads(Mutex<HashMap<Name, Outcome>>);
+pub(crate) struct Loads {
+    under_way: Mutex<HashMap<Name, Outcome>>,
+    waiting: AtomicU64,
+}
 
 impl Loads {
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Outcome>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Announces a load; `page` names the query when the token is a collection's.
@@ -37,14 +44,34 @@ impl Loads {
     pub(crate) fn follow(&self, token: Token, page: Option<&str>) -> Option<Outcome> {
         self.lock().get(&(token, page.map(str::to_owned))).cloned()
     }
+
+    /// Waits for a followed load until `give_up`; `None` when it was given up, here or there.
+    pub(crate) async fn outcome(&self, mut load: Outcome, give_up: Instant) -> Option<Payload> {
+        let _waiting = Waiting::new(&self.waiting);
+        let loaded = timeout_at(give_up, load.wait_for(Option::is_some)).await;
+        loaded.ok()?.ok().and_then(|payload| payload.clone())
+    }
+
+    /// How many readers wait for the load of another now.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
 }
 
-/// Waits for a followed load; `None` when it was given up.
-pub(crate) async fn outcome(mut load: Outcome) -> Option<Payload> {
-    load.wait_for(Option::is_some)
-        .await
-        .ok()
-        .and_then(|payload| payload.clone())
+/// Counts one waiting reader, however its wait ends.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The duty to say how a load ended. Dropped without a word, its followers look again.
@@ -81,15 +108,15 @@ mod tests {
         let follower = loads.follow(Token(1), None).unwrap();
         leader.publish(Some(Bytes::from_static(b"v")));
         drop(leader);
-        assert_eq!(
-            outcome(follower).await,
-            Some(Some(Bytes::from_static(b"v")))
-        );
+        let give_up = Instant::now() + std::time::Duration::from_secs(10);
+        let outcome = loads.outcome(follower, give_up).await;
+        assert_eq!(outcome, Some(Some(Bytes::from_static(b"v"))));
         assert!(loads.follow(Token(1), None).is_none());
 
         let leader = loads.lead(Token(3), None);
         let follower = loads.follow(Token(3), None).unwrap();
         drop(leader);
-        assert_eq!(outcome(follower).await, None);
+        assert_eq!(loads.outcome(follower, give_up).await, None);
+        assert_eq!(loads.waiting(), 0);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tracing::Instrument;
 use writethrough_protocol::page;
 use writethrough_protocol::read::{Bypass, Next, after_acquire, after_get};
@@ -13,7 +13,7 @@ use writethrough_protocol::{Epoch, KeyState, Payload, ReadPermit, Token};
 use crate::cache::Session;
 use crate::clock;
 use crate::key::{Collection, Key};
-use crate::loads::{Leader, outcome};
+use crate::loads::Leader;
 use crate::settings::Consistency;
 use crate::span::cache_span;
 use crate::value::CacheValue;
@@ -356,7 +356,7 @@ impl Engine {
                 Next::Bypass(reason) => return Looked::Bypass(reason),
                 Next::Await(token) => {
                     if let Some(load) = self.loads.follow(token, None) {
-                        if let Ok(Some(payload)) = timeout_at(give_up, outcome(load)).await {
+                        if let Some(payload) = self.loads.outcome(load, give_up).await {
                             return Looked::Found(payload, ReadOutcome::Coalesced);
                         }
                     } else {
@@ -499,7 +499,7 @@ impl Engine {
             && let Some(load) = self.loads.follow(token, Some(query))
         {
             let give_up = Instant::now() + self.settings.fill_wait;
-            if let Ok(Some(payload)) = timeout_at(give_up, outcome(load)).await {
+            if let Some(payload) = self.loads.outcome(load, give_up).await {
                 return Looked::Found(payload, ReadOutcome::Coalesced);
             }
             return Looked::Bypass(Bypass::SlowFill);

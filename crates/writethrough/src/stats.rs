@@ -38,11 +38,12 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn snapshot(&self) -> Stats {
+    pub(crate) fn snapshot(&self, waiting: u64) -> Stats {
         Stats {
             hits: self.hits.get(),
             misses: self.misses.get(),
             coalesced: self.coalesced.get(),
+            waiting,
             bypasses: Bypass::ALL.map(|reason| (reason, self.bypasses[reason.index()].get())),
             refused_fills: self.refused_fills.get(),
             intents: self.intents.get(),
@@ -65,6 +66,8 @@ pub struct Stats {
     pub misses: u64,
     /// Reads that shared the load of another read.
     pub coalesced: u64,
+    /// Reads that wait for the load of another read now.
+    pub waiting: u64,
     /// Reads that went to the store without the cache, by reason.
     pub bypasses: [(Bypass, u64); Bypass::ALL.len()],
     /// Fills that came too late, because a write or a clearing came between.

@@ -134,7 +134,7 @@ impl WriteThrough {
     /// What the engine has counted.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.engine.counters.snapshot()
+        self.engine.counters.snapshot(self.engine.loads.waiting())
     }
 
     /// The engine's state now.

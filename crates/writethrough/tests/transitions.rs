@@ -28,8 +28,12 @@ enum Seen {
 fn seen(state: KeyState, lapsed: impl Fn(Token) -> bool) -> Seen {
     match state {
         KeyState::Intent(intent) => {
-            let writers: Vec<Token> =
-                intent.writers().iter().map(|(token, _)| *token).filter(|t| !lapsed(*t)).collect();
+            let writers: Vec<Token> = intent
+                .writers()
+                .iter()
+                .map(|(token, _)| *token)
+                .filter(|t| !lapsed(*t))
+                .collect();
             match writers.is_empty() {
                 true => Seen::Plain(KeyState::Absent),
                 false => Seen::Intent(writers, intent.contended()),
@@ -80,7 +84,10 @@ impl Walk {
             }
             200..400 => {
                 let payload = self.payload();
-                let filled = session.fill(&key, token, payload.clone(), HOUR).await.unwrap();
+                let filled = session
+                    .fill(&key, token, payload.clone(), HOUR)
+                    .await
+                    .unwrap();
                 let (next, expected) = pure.fill(token, payload);
                 assert_eq!(filled, expected, "{:?}", self.log);
                 next
@@ -92,7 +99,10 @@ impl Walk {
                 next
             }
             450..650 => {
-                session.begin(std::slice::from_ref(&key), token, HOUR).await.unwrap();
+                session
+                    .begin(std::slice::from_ref(&key), token, HOUR)
+                    .await
+                    .unwrap();
                 pure.begin(token, LATER, NOW)
             }
             650..655 => {
@@ -100,7 +110,10 @@ impl Walk {
                 let token = Token(self.random.u128(100..));
                 self.short_lived.push(token);
                 let instant = Duration::from_millis(1);
-                session.begin(std::slice::from_ref(&key), token, instant).await.unwrap();
+                session
+                    .begin(std::slice::from_ref(&key), token, instant)
+                    .await
+                    .unwrap();
                 let lapse = std::time::Instant::now();
                 while lapse.elapsed() < Duration::from_millis(3) {
                     tokio::task::yield_now().await;
@@ -108,8 +121,16 @@ impl Walk {
                 pure.begin(token, NOW, NOW)
             }
             655..880 => {
-                let value = if self.random.bool() { Some(self.payload()) } else { None };
-                let end = End { key: key.clone(), value: value.clone(), ttl: HOUR };
+                let value = if self.random.bool() {
+                    Some(self.payload())
+                } else {
+                    None
+                };
+                let end = End {
+                    key: key.clone(),
+                    value: value.clone(),
+                    ttl: HOUR,
+                };
                 session.end(&[end], token).await.unwrap();
                 pure.end(token, value, NOW)
             }
@@ -124,12 +145,20 @@ impl Walk {
             _ => {
                 let page = format!("{key}:page");
                 let bytes = Bytes::from(format!("page {}", self.random.u32(0..1000)));
-                let answer =
-                    session.fill_page(&key, &page, token, bytes.clone(), HOUR).await.unwrap();
+                let answer = session
+                    .fill_page(&key, &page, token, bytes.clone(), HOUR)
+                    .await
+                    .unwrap();
                 let (next, expected) = page::fill(pure, token);
                 assert_eq!(answer, expected, "{:?}", self.log);
                 if expected {
-                    self.pages.insert(page, Page { stamp: token, bytes });
+                    self.pages.insert(
+                        page,
+                        Page {
+                            stamp: token,
+                            bytes,
+                        },
+                    );
                 }
                 next
             }
@@ -189,6 +218,11 @@ async fn the_lua_scripts_follow_the_pure_transitions() {
     settings.command_timeout = Duration::from_secs(10);
     let cache = RedisCache::connect(settings).unwrap();
     let mut sessions = cache.sessions();
-    let session = sessions.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
     walks(session).await;
 }

@@ -1,5 +1,10 @@
 //! Engines over every pair of cache and fence, and a store that tests can hold up.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test binary uses its own part, and a test fails by panicking"
+)]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +26,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn until(fact: &str, mut holds: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !holds().await {
-        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {fact}");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {fact}"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -61,6 +69,15 @@ fn failed(error: impl std::fmt::Display) -> StoreError {
 }
 
 impl Store {
+    pub fn in_memory() -> Self {
+        Self {
+            pool: None,
+            rows: Arc::default(),
+            loads: Arc::default(),
+            writes: Arc::default(),
+        }
+    }
+
     /// What the store holds now.
     pub async fn get(&self, key: &str) -> Option<String> {
         self.loads.fetch_add(1, Ordering::SeqCst);
@@ -68,7 +85,9 @@ impl Store {
             None => self.rows.lock().unwrap().get(key).cloned(),
             Some(pool) => {
                 let client = pool.get().await.unwrap();
-                let row = client.query_opt("SELECT value FROM rows WHERE key = $1", &[&key]).await;
+                let row = client
+                    .query_opt("SELECT value FROM rows WHERE key = $1", &[&key])
+                    .await;
                 row.unwrap().map(|row| row.get(0))
             }
         }
@@ -94,7 +113,8 @@ impl Store {
         let epoch = guard.parameter();
         let result = match value {
             Some(value) => {
-                let insert = "INSERT INTO rows (key, value) SELECT $2, $3 FROM writethrough.guard($1)
+                let insert =
+                    "INSERT INTO rows (key, value) SELECT $2, $3 FROM writethrough.guard($1)
                               ON CONFLICT (key) DO UPDATE SET value = $3";
                 client.execute(insert, &[&epoch, &key, &value]).await
             }
@@ -136,16 +156,23 @@ impl Ground {
                 postgres = Some(server);
             }
         }
-        let store = Store { pool, rows: Arc::default(), loads: Arc::default(), writes: Arc::default() };
-        Self { pair, _testbed: testbed, redis, postgres, store }
+        let store = Store {
+            pool,
+            ..Store::in_memory()
+        };
+        Self {
+            pair,
+            _testbed: testbed,
+            redis,
+            postgres,
+            store,
+        }
     }
 
     pub fn cache(&self) -> Arc<dyn Cache> {
         match &self.redis {
             None => Arc::new(MemoryCache::new(16 << 20)),
-            Some(redis) => {
-                Arc::new(RedisCache::connect(RedisSettings::new(redis.url())).unwrap())
-            }
+            Some(redis) => Arc::new(RedisCache::connect(RedisSettings::new(redis.url())).unwrap()),
         }
     }
 
@@ -169,13 +196,20 @@ impl Ground {
 
     pub fn start(&self, settings: Settings, cache: Arc<dyn Cache>, fence: Arc<dyn Fence>) -> Node {
         let cached = WriteThrough::start(settings, cache, fence.clone()).unwrap();
-        Node { cached, fence, store: self.store.clone() }
+        Node {
+            cached,
+            fence,
+            store: self.store.clone(),
+        }
     }
 }
 
 pub fn pool_of(url: &str, size: usize) -> Pool {
     let config: tokio_postgres::Config = url.parse().unwrap();
-    Pool::builder(Manager::new(config, NoTls)).max_size(size).build().unwrap()
+    Pool::builder(Manager::new(config, NoTls))
+        .max_size(size)
+        .build()
+        .unwrap()
 }
 
 /// One node's engine with the store behind it.
@@ -270,7 +304,9 @@ impl Gate {
     }
 
     pub async fn arrival(&self) {
-        tokio::time::timeout(PATIENCE, self.arrived.notified()).await.expect("nobody came");
+        tokio::time::timeout(PATIENCE, self.arrived.notified())
+            .await
+            .expect("nobody came");
     }
 
     pub fn let_through(&self) {

@@ -1,0 +1,674 @@
+//! One suite over every pair of cache and fence.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use support::{Gate, Ground, Node, Pair, StoreError, until};
+use writethrough::{
+    Bypass, Collection, Commit, Consistency, Json, Key, OpError, ReadOutcome, Settings,
+    Unavailable, WriteError, WriteSet,
+};
+
+/// Runs each case on each pair of cache and fence.
+macro_rules! on_every_pair {
+    ($($case:ident),+ $(,)?) => {
+        on_every_pair! { @ memory_local MemoryLocal $($case),+ }
+        on_every_pair! { @ redis_local RedisLocal $($case),+ }
+        on_every_pair! { @ memory_postgres MemoryPostgres $($case),+ }
+        on_every_pair! { @ redis_postgres RedisPostgres $($case),+ }
+    };
+    (@ $module:ident $pair:ident $($case:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(super::Pair::$pair).await;
+                }
+            )+
+        }
+    };
+}
+
+on_every_pair!(
+    a_miss_fills_and_the_next_read_hits,
+    a_write_is_read_from_the_cache_afterwards,
+    what_does_not_exist_is_remembered_until_it_is_written,
+    a_delete_is_seen,
+    readers_of_one_key_share_one_load,
+    a_read_after_a_write_does_not_join_an_older_load,
+    overlapping_writers_leave_no_value_behind,
+    a_reader_that_is_dropped_lets_the_next_one_fill,
+    a_writer_that_is_dropped_still_finishes,
+    a_refused_write_leaves_no_intent,
+    an_unknown_outcome_keeps_readers_on_the_store,
+    a_fenced_write_starts_again,
+    a_proposal_waits_for_the_write_that_holds_the_guard,
+    a_page_is_cached_until_the_collection_changes,
+    a_slow_page_load_is_refused_after_a_write,
+    readers_of_one_page_share_one_load,
+    clearing_makes_the_next_read_a_miss_that_fills,
+    clearing_leaves_intents_alone,
+    values_expire,
+    bytes_of_another_type_are_read_from_the_store,
+    the_textbook_serves_a_stale_value_after_a_slow_fill,
+    shutdown_waits_for_writes_and_refuses_new_ones,
+    off_never_touches_the_cache,
+    a_load_error_is_returned_and_frees_the_lease,
+);
+
+async fn a_miss_fills_and_the_next_read_hits(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    node.cached.clear("row", None).await.unwrap();
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    let read = node.read("a").await;
+    assert_eq!(read.outcome, ReadOutcome::Hit);
+    assert_eq!(read.value, Some(Json("one".into())));
+    let stats = node.cached.stats();
+    assert_eq!((stats.hits, stats.misses, stats.bypassed()), (1, 1, 0));
+    assert_eq!(node.cached.cached_values("row").await, Some(1));
+}
+
+async fn a_write_is_read_from_the_cache_afterwards(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    for value in ["one", "two", "three"] {
+        let written = node.write("a", Some(value)).await.unwrap();
+        assert_eq!(Some(written.epoch), node.cached.status().epoch);
+        let read = node.read("a").await;
+        assert_eq!(read.outcome, ReadOutcome::Hit);
+        assert_eq!(read.value, Some(Json(value.into())));
+    }
+    assert_eq!(
+        node.store.loads.load(Ordering::SeqCst),
+        0,
+        "no read went to the store"
+    );
+}
+
+async fn what_does_not_exist_is_remembered_until_it_is_written(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    let read = node.read("a").await;
+    assert_eq!((read.outcome, read.value), (ReadOutcome::Hit, None));
+    node.write("a", Some("one")).await.unwrap();
+    assert_eq!(node.value("a").await.as_deref(), Some("one"));
+}
+
+async fn a_delete_is_seen(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    node.write("a", None).await.unwrap();
+    assert_eq!(node.value("a").await, None);
+}
+
+/// Readers that wait for a load as long as a test may take.
+fn patient() -> Settings {
+    let long = support::PATIENCE;
+    Settings {
+        fill_wait: long,
+        fill_lease: long,
+        ..Settings::default()
+    }
+}
+
+async fn readers_of_one_key_share_one_load(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node_with(patient()).await;
+    let gate = Gate::shut();
+    let first = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.read_slowly("a", gate).await.outcome }
+    });
+    gate.arrival().await;
+    let others: Vec<_> = (0..20)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { node.read("a").await.outcome })
+        })
+        .collect();
+    until("the others wait", async || {
+        node.cached.stats().waiting == 20
+    })
+    .await;
+    gate.let_through();
+    assert_eq!(first.await.unwrap(), ReadOutcome::Filled);
+    for other in others {
+        let outcome = other.await.unwrap();
+        assert!(
+            matches!(outcome, ReadOutcome::Coalesced | ReadOutcome::Hit),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(node.store.loads.load(Ordering::SeqCst), 1);
+}
+
+/// The slow fill of the textbook: a load reads the old value, is held up, and ends after a write
+/// was acknowledged. Neither may the next read share that load, nor may its fill be accepted.
+async fn a_read_after_a_write_does_not_join_an_older_load(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("old")).await.unwrap();
+    node.cached.clear("row", None).await.unwrap();
+    let gate = Gate::shut();
+    let slow = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.read_slowly("a", gate).await }
+    });
+    gate.arrival().await;
+    node.write("a", Some("new")).await.unwrap();
+    assert_eq!(node.value("a").await.as_deref(), Some("new"));
+    gate.let_through();
+    let slow = slow.await.unwrap();
+    assert_eq!(
+        slow.value,
+        Some(Json("old".into())),
+        "it overlapped the write, so it may"
+    );
+    assert_eq!(slow.outcome, ReadOutcome::Unfilled);
+    assert_eq!(node.value("a").await.as_deref(), Some("new"));
+    assert_eq!(node.cached.stats().refused_fills, 1);
+}
+
+/// Two writers of one key commit in one order and end in the other.
+async fn overlapping_writers_leave_no_value_behind(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let gate = Gate::shut();
+    let first = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.write_slowly("a", Some("first"), gate).await }
+    });
+    gate.arrival().await;
+    node.write("a", Some("second")).await.unwrap();
+    let during = node.read("a").await;
+    assert_eq!(during.outcome, ReadOutcome::Bypassed(Bypass::Intent));
+    assert_eq!(during.value, Some(Json("second".into())));
+    gate.let_through();
+    first.await.unwrap().unwrap();
+    let after = node.read("a").await;
+    assert_eq!(after.outcome, ReadOutcome::Filled);
+    assert_eq!(after.value, Some(Json("first".into())));
+}
+
+async fn a_reader_that_is_dropped_lets_the_next_one_fill(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let gate = Gate::shut();
+    let reader = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.read_slowly("a", gate).await }
+    });
+    gate.arrival().await;
+    reader.abort();
+    assert!(reader.await.is_err());
+    let started = tokio::time::Instant::now();
+    let outcome = node.read("a").await.outcome;
+    assert_eq!(
+        outcome,
+        ReadOutcome::Filled,
+        "the lease was broken, not left to lapse"
+    );
+    assert!(started.elapsed() < Settings::default().fill_lease);
+}
+
+async fn a_writer_that_is_dropped_still_finishes(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("old")).await.unwrap();
+    let gate = Gate::shut();
+    let writer = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.write_slowly("a", Some("new"), gate).await.is_ok() }
+    });
+    gate.arrival().await;
+    writer.abort();
+    assert!(writer.await.is_err());
+    assert_eq!(
+        node.value("a").await.as_deref(),
+        Some("old"),
+        "not yet written"
+    );
+    gate.let_through();
+    until("the write is done", async || {
+        node.cached.stats().writes == 2
+    })
+    .await;
+    let read = node.read("a").await;
+    assert_eq!(
+        (read.outcome, read.value),
+        (ReadOutcome::Hit, Some(Json("new".into())))
+    );
+}
+
+async fn a_refused_write_leaves_no_intent(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    let set = WriteSet::new().key(Key::new("row", "a"));
+    let refused = node
+        .cached
+        .write(set, |_guard| async {
+            Err::<Commit<()>, _>(OpError::Rejected(StoreError("no".into())))
+        })
+        .await;
+    assert!(matches!(refused, Err(WriteError::Rejected(StoreError(_)))));
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+}
+
+async fn an_unknown_outcome_keeps_readers_on_the_store(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    let set = WriteSet::new().key(Key::new("row", "a"));
+    let store = node.store.clone();
+    let unknown = node
+        .cached
+        .write(set, move |guard| {
+            let store = store.clone();
+            async move {
+                store.put(&guard, "a", Some("two")).await?;
+                Err::<Commit<()>, _>(OpError::Unknown(StoreError("connection lost".into())))
+            }
+        })
+        .await;
+    assert!(matches!(unknown, Err(WriteError::Indeterminate(Some(_)))));
+    let read = node.read("a").await;
+    assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::Intent));
+    assert_eq!(read.value, Some(Json("two".into())));
+}
+
+/// The epoch ends between the announcement and the database write.
+async fn a_fenced_write_starts_again(pair: Pair) {
+    if matches!(pair, Pair::MemoryLocal | Pair::RedisLocal) {
+        // The local guard is taken before the operation runs and keeps the epoch in place, as the
+        // next case shows: there is no such window.
+        return;
+    }
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let gate = Gate::shut();
+    let writer = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.write_slowly("a", Some("one"), gate).await }
+    });
+    gate.arrival().await;
+    let epoch = node.cached.status().epoch.unwrap();
+    end_epoch(&node).await;
+    gate.let_through();
+    let written = writer.await.unwrap().unwrap();
+    assert!(written.epoch > epoch);
+    assert_eq!(
+        node.store.writes.load(Ordering::SeqCst),
+        2,
+        "the first try was refused"
+    );
+    assert_eq!(node.value("a").await.as_deref(), Some("one"));
+}
+
+async fn end_epoch(node: &Node) -> writethrough_protocol::Sighting {
+    let row = node.fence.poll().await.unwrap().row;
+    let proposal = writethrough_protocol::Node::bypass_from(row.number);
+    node.fence.propose(&proposal).await.unwrap()
+}
+
+async fn a_proposal_waits_for_the_write_that_holds_the_guard(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let row = node.fence.poll().await.unwrap().row;
+    let proposal = writethrough_protocol::Node::bypass_from(row.number);
+    match &ground.postgres {
+        None => {
+            let guard = node.fence.enter(row.number).await.unwrap();
+            node.fence
+                .propose(&proposal)
+                .await
+                .expect_err("the guard is held");
+            drop(guard);
+        }
+        Some(postgres) => {
+            let mut client = support::pool_of(&postgres.url(), 1).get().await.unwrap();
+            let transaction = client.transaction().await.unwrap();
+            let number = i64::try_from(row.number.0).unwrap();
+            let guard = "SELECT writethrough.guard($1)";
+            transaction.query(guard, &[&number]).await.unwrap();
+            node.fence
+                .propose(&proposal)
+                .await
+                .expect_err("the guard is held");
+            transaction.commit().await.unwrap();
+            let repeatable = client
+                .build_transaction()
+                .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead);
+            let transaction = repeatable.start().await.unwrap();
+            let error = transaction.query(guard, &[&number]).await.unwrap_err();
+            assert!(error.to_string().contains("db error"), "{error}");
+        }
+    }
+    let next = node.fence.propose(&proposal).await.unwrap().row;
+    assert_eq!(next.number.0, row.number.0 + 1);
+}
+
+const PAGE: &str = "limit=10";
+
+async fn page(node: &Node, gate: Arc<Gate>) -> writethrough::Read<Json<String>> {
+    let load = || async {
+        let value = node.store.get("a").await.unwrap_or_default();
+        gate.pass().await;
+        Ok::<_, StoreError>(Json(value))
+    };
+    node.cached
+        .read_page(&Collection::new("rows"), PAGE, load)
+        .await
+        .unwrap()
+}
+
+async fn write_member(node: &Node, value: &'static str) {
+    let set = WriteSet::new()
+        .key(Key::new("row", "a"))
+        .collection(Collection::new("rows"));
+    let store = node.store.clone();
+    let op = move |guard| {
+        let store = store.clone();
+        async move {
+            store.put(&guard, "a", Some(value)).await?;
+            Ok(Commit::new(()).cache(&Key::new("row", "a"), &Json(value.to_owned())))
+        }
+    };
+    node.cached.write(set, op).await.unwrap();
+}
+
+async fn a_page_is_cached_until_the_collection_changes(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    write_member(&node, "one").await;
+    assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Filled);
+    let hit = page(&node, Gate::open()).await;
+    assert_eq!(
+        (hit.outcome, hit.value),
+        (ReadOutcome::Hit, Some(Json("one".into())))
+    );
+    // A second page of the same collection fills under the same stamp.
+    let load = || async { Ok::<_, StoreError>(Json("other".to_owned())) };
+    let other = node
+        .cached
+        .read_page(&Collection::new("rows"), "limit=3", load)
+        .await
+        .unwrap();
+    assert_eq!(other.outcome, ReadOutcome::Filled);
+    assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Hit);
+    write_member(&node, "two").await;
+    let read = page(&node, Gate::open()).await;
+    assert_eq!(
+        (read.outcome, read.value),
+        (ReadOutcome::Filled, Some(Json("two".into())))
+    );
+}
+
+async fn a_slow_page_load_is_refused_after_a_write(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    write_member(&node, "old").await;
+    let gate = Gate::shut();
+    let slow = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { page(&node, gate).await.outcome }
+    });
+    gate.arrival().await;
+    write_member(&node, "new").await;
+    assert_eq!(
+        page(&node, Gate::open()).await.value,
+        Some(Json("new".into()))
+    );
+    gate.let_through();
+    assert_eq!(slow.await.unwrap(), ReadOutcome::Unfilled);
+    assert_eq!(
+        page(&node, Gate::open()).await.value,
+        Some(Json("new".into()))
+    );
+}
+
+async fn readers_of_one_page_share_one_load(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node_with(patient()).await;
+    let gate = Gate::shut();
+    let first = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { page(&node, gate).await.outcome }
+    });
+    gate.arrival().await;
+    let others: Vec<_> = (0..20)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { page(&node, Gate::open()).await.outcome })
+        })
+        .collect();
+    until("the others wait", async || {
+        node.cached.stats().waiting == 20
+    })
+    .await;
+    gate.let_through();
+    assert_eq!(first.await.unwrap(), ReadOutcome::Filled);
+    for other in others {
+        let outcome = other.await.unwrap();
+        assert!(
+            matches!(outcome, ReadOutcome::Coalesced | ReadOutcome::Hit),
+            "{outcome:?}"
+        );
+    }
+    assert_eq!(node.store.loads.load(Ordering::SeqCst), 1);
+}
+
+async fn clearing_makes_the_next_read_a_miss_that_fills(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    for id in 0..500 {
+        node.read(&id.to_string()).await;
+    }
+    write_member(&node, "one").await;
+    page(&node, Gate::open()).await;
+    let rows = Collection::new("rows");
+    // 500 values, one of them replaced by "a"; the stamp; the page.
+    assert_eq!(node.cached.clear("row", Some(&rows)).await.unwrap(), 503);
+    assert_eq!(node.cached.cached_values("row").await, Some(0));
+    assert_eq!(node.read("7").await.outcome, ReadOutcome::Filled);
+    assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Filled);
+}
+
+async fn clearing_leaves_intents_alone(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let gate = Gate::shut();
+    let writer = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.write_slowly("a", Some("one"), gate).await }
+    });
+    gate.arrival().await;
+    assert_eq!(node.cached.clear("row", None).await.unwrap(), 0);
+    assert_eq!(
+        node.read("a").await.outcome,
+        ReadOutcome::Bypassed(Bypass::Intent)
+    );
+    gate.let_through();
+    writer.await.unwrap().unwrap();
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+}
+
+async fn values_expire(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let ttl = Duration::from_millis(100);
+    let node = ground
+        .node_with(Settings {
+            ttl,
+            negative_ttl: ttl,
+            ..Settings::default()
+        })
+        .await;
+    node.write("a", Some("one")).await.unwrap();
+    until("the value expired", async || {
+        node.read("a").await.outcome == ReadOutcome::Filled
+    })
+    .await;
+    node.read("none").await;
+    until("the absence expired", async || {
+        node.read("none").await.outcome == ReadOutcome::Filled
+    })
+    .await;
+}
+
+async fn bytes_of_another_type_are_read_from_the_store(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("text")).await.unwrap();
+    let load = || async { Ok::<_, StoreError>(Some(Json(7))) };
+    let read = node
+        .cached
+        .read::<Json<i32>, _, _, _>(&Key::new("row", "a"), load)
+        .await
+        .unwrap();
+    assert_eq!(read.value, Some(Json(7)));
+    assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::CacheError));
+    assert_eq!(node.cached.stats().decode_errors, 1);
+}
+
+/// The same schedule as above, under the textbook pattern: the test that must be able to fail.
+async fn the_textbook_serves_a_stale_value_after_a_slow_fill(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let settings = Settings {
+        consistency: Consistency::Textbook,
+        ..Settings::default()
+    };
+    let node = unguarded(&ground, settings).await;
+    node.write("a", Some("old")).await.unwrap();
+    node.cached.clear("row", None).await.unwrap();
+    let gate = Gate::shut();
+    let slow = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.read_slowly("a", gate).await }
+    });
+    gate.arrival().await;
+    node.write("a", Some("new")).await.unwrap();
+    gate.let_through();
+    slow.await.unwrap();
+    let read = node.read("a").await;
+    assert_eq!(
+        (read.outcome, read.value),
+        (ReadOutcome::Hit, Some(Json("old".into()))),
+        "stale"
+    );
+    assert_eq!(node.store.get("a").await.as_deref(), Some("new"));
+}
+
+/// A node without a fence; the store in memory, whose writes need no guard in the database.
+async fn unguarded(ground: &Ground, settings: Settings) -> Node {
+    let mut node = ground.start(settings, ground.cache(), ground.fence());
+    node.store = support::Store::in_memory();
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    node
+}
+
+async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let gate = Gate::shut();
+    let writer = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move { node.write_slowly("a", Some("one"), gate).await.is_ok() }
+    });
+    gate.arrival().await;
+    let shutdown = tokio::spawn({
+        let cached = node.cached.clone();
+        async move { cached.shutdown().await }
+    });
+    until("new writes are refused", async || {
+        let refused = node.write("b", Some("no")).await;
+        matches!(
+            refused,
+            Err(WriteError::Unavailable(Unavailable::ShuttingDown))
+        )
+    })
+    .await;
+    assert!(!shutdown.is_finished());
+    gate.let_through();
+    assert!(writer.await.unwrap());
+    shutdown.await.unwrap();
+    let read = node.read("a").await;
+    assert!(
+        matches!(read.outcome, ReadOutcome::Bypassed(_)),
+        "reads go on from the store"
+    );
+    assert_eq!(read.value, Some(Json("one".into())));
+}
+
+async fn off_never_touches_the_cache(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let settings = Settings {
+        consistency: Consistency::Off,
+        ..Settings::default()
+    };
+    let node = unguarded(&ground, settings).await;
+    node.write("a", Some("one")).await.unwrap();
+    for _ in 0..2 {
+        let read = node.read("a").await;
+        assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::Epoch));
+        assert_eq!(read.value, Some(Json("one".into())));
+    }
+    if let Some(redis) = &ground.redis {
+        let keys = redis.command(&["KEYS", "row:*"]).await.unwrap();
+        assert_eq!(
+            keys.to_string(),
+            writethrough_testbed::Reply::Array(vec![]).to_string()
+        );
+    }
+}
+
+async fn a_load_error_is_returned_and_frees_the_lease(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let load = || async { Err::<Option<Json<String>>, _>(StoreError("down".into())) };
+    let read = node.cached.read(&Key::new("row", "a"), load).await;
+    assert_eq!(read.unwrap_err().to_string(), "down");
+    let started = tokio::time::Instant::now();
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    assert!(started.elapsed() < Settings::default().fill_lease);
+}
+
+/// Two nodes on one Redis and one Postgres: what one writes the other reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_read_each_others_writes() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let (a, b) = tokio::join!(ground.node(), ground.node());
+    for round in 0..50 {
+        let value = format!("value {round}");
+        a.write("a", Some(&value)).await.unwrap();
+        let read = b.read("a").await;
+        assert_eq!(read.value, Some(Json(value.clone())));
+        assert_eq!(read.outcome, ReadOutcome::Hit);
+        let value = format!("{value} again");
+        b.write("a", Some(&value)).await.unwrap();
+        assert_eq!(a.value("a").await, Some(value));
+    }
+}
+
+/// Two processes that each have an in-process cache in front of one Postgres: only one at a time
+/// has a cache, and both stay linearizable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_caches_of_their_own_stay_linearizable() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let a = ground.node().await;
+    let b = ground.start(Settings::default(), ground.cache(), ground.fence());
+    for round in 0..6 {
+        let value = format!("value {round}");
+        let (writer, reader) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        writer.write("a", Some(&value)).await.unwrap();
+        assert_eq!(reader.value("a").await.as_deref(), Some(value.as_str()));
+        assert_eq!(writer.value("a").await.as_deref(), Some(value.as_str()));
+    }
+}

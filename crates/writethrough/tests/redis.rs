@@ -1,0 +1,418 @@
+//! The Redis cache on a real server: what is verified, what is noticed, what it costs.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use support::{Ground, Node, Pair, until};
+use writethrough::cache::SessionWatch;
+use writethrough::{Bypass, Cache, CacheError, ReadOutcome, RedisCache, RedisSettings};
+use writethrough_protocol::{KeyState, Token};
+use writethrough_testbed::{Redis, Testbed};
+
+fn connect(url: &str) -> (RedisCache, SessionWatch) {
+    let cache = RedisCache::connect(RedisSettings::new(url)).unwrap();
+    let sessions = cache.sessions();
+    (cache, sessions)
+}
+
+async fn server_of(sessions: &mut SessionWatch) -> String {
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    session.server().to_string()
+}
+
+#[tokio::test]
+async fn a_restarted_server_is_another_server() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let (_cache, mut sessions) = connect(&redis.url());
+    let first = server_of(&mut sessions).await;
+    assert_eq!(first, redis.run_id().await.unwrap());
+    redis.restart_empty().await.unwrap();
+    let second = redis.run_id().await.unwrap();
+    until("the new server is verified", async || {
+        sessions
+            .borrow()
+            .as_ref()
+            .is_some_and(|session| session.server().as_str() == second)
+    })
+    .await;
+    assert_ne!(first, second);
+}
+
+#[tokio::test]
+async fn a_replica_is_not_used_until_it_is_promoted() {
+    let testbed = Testbed::new().await.unwrap();
+    let primary = testbed.redis().await.unwrap();
+    let replica = testbed.redis_replica_of(&primary).await.unwrap();
+    let (_cache, mut sessions) = connect(&replica.url());
+    // Time for several attempts to connect: each must refuse.
+    let refused = tokio::time::timeout(Duration::from_millis(500), server_of(&mut sessions)).await;
+    refused.expect_err("a read only replica was taken for a cache");
+    replica.promote().await.unwrap();
+    assert_eq!(
+        server_of(&mut sessions).await,
+        replica.run_id().await.unwrap()
+    );
+}
+
+#[tokio::test]
+async fn a_demoted_master_is_left() {
+    let testbed = Testbed::new().await.unwrap();
+    let (redis, other) = (
+        testbed.redis().await.unwrap(),
+        testbed.redis().await.unwrap(),
+    );
+    let (_cache, mut sessions) = connect(&redis.url());
+    server_of(&mut sessions).await;
+    redis.replicate(&other).await.unwrap();
+    // No command is sent: the heartbeat finds it.
+    tokio::time::timeout(support::PATIENCE, sessions.wait_for(Option::is_none))
+        .await
+        .expect("the demotion was not noticed")
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_is_no_cache() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let (_cache, mut sessions) = connect(&redis.url());
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    redis.set_maxmemory(1, "noeviction").await.unwrap();
+    let refused = session
+        .begin(&["k".into()], Token(1), Duration::from_secs(1))
+        .await;
+    assert!(
+        matches!(refused, Err(CacheError::Connection(_))),
+        "{refused:?}"
+    );
+    sessions.wait_for(Option::is_none).await.unwrap();
+    redis.set_maxmemory(0, "noeviction").await.unwrap();
+    server_of(&mut sessions).await;
+}
+
+#[tokio::test]
+async fn a_paused_server_costs_one_deadline_and_is_then_left_alone() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let (_cache, mut sessions) = connect(&redis.url());
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    redis.pause().await.unwrap();
+    let started = Instant::now();
+    let answer = session.get("k").await;
+    assert!(matches!(answer, Err(CacheError::Timeout(_))), "{answer:?}");
+    assert!(
+        started.elapsed() < Duration::from_millis(600),
+        "{:?}",
+        started.elapsed()
+    );
+    sessions.wait_for(Option::is_none).await.unwrap();
+    redis.resume().await.unwrap();
+    assert_eq!(
+        server_of(&mut sessions).await,
+        redis.run_id().await.unwrap()
+    );
+}
+
+#[tokio::test]
+async fn scripts_are_loaded_again_when_the_server_forgot_them() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let (_cache, mut sessions) = connect(&redis.url());
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    redis.order(&["SCRIPT", "FLUSH"]).await.unwrap();
+    session
+        .begin(&["a".into(), "b".into()], Token(1), Duration::from_secs(9))
+        .await
+        .unwrap();
+    for key in ["a", "b"] {
+        assert!(matches!(
+            session.get(key).await.unwrap(),
+            KeyState::Intent(_)
+        ));
+    }
+}
+
+#[tokio::test]
+async fn foreign_keys_are_neither_believed_nor_cleared() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let (_cache, mut sessions) = connect(&redis.url());
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    redis
+        .order(&["SET", "item:1@7", "{\"id\":1}"])
+        .await
+        .unwrap();
+    redis.order(&["LPUSH", "item:2@7", "V"]).await.unwrap();
+    assert!(matches!(
+        session.get("item:1@7").await,
+        Err(CacheError::Command(_))
+    ));
+    assert!(matches!(
+        session.get("item:2@7").await,
+        Err(CacheError::Command(_))
+    ));
+    assert_eq!(session.clear("item:*@*").await.unwrap(), 0);
+    assert_eq!(session.count("item:*@*").await.unwrap(), 0);
+    let left = redis
+        .order(&["EXISTS", "item:1@7", "item:2@7"])
+        .await
+        .unwrap();
+    assert_eq!(left.integer(), Some(2));
+}
+
+#[test]
+fn a_malformed_url_is_refused_without_repeating_it() {
+    let settings = RedisSettings::new("http://user:hunter2@host");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    let error = RedisCache::connect(settings).err().unwrap().to_string();
+    assert!(
+        error.contains("redis://") && !error.contains("hunter2"),
+        "{error}"
+    );
+}
+
+/// The commands that clients sent while `work` ran, from MONITOR; what scripts do is left out.
+async fn commands(redis: &Redis, work: impl Future<Output = ()>) -> Vec<String> {
+    let mut monitor = TcpStream::connect(redis.addr()).unwrap();
+    monitor.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    monitor.write_all(b"MONITOR\r\n").unwrap();
+    let mut lines = BufReader::new(monitor);
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    work.await;
+    redis.order(&["ECHO", "the end"]).await.unwrap();
+    let mut seen = Vec::new();
+    loop {
+        line.clear();
+        lines.read_line(&mut line).unwrap();
+        if line.contains("the end") {
+            return seen;
+        }
+        let housekeeping = ["\"ROLE\"", "writethrough:probe:"]
+            .iter()
+            .any(|own| line.contains(own));
+        if !line.contains("lua]") && !housekeeping {
+            let command = line.split('"').nth(1).unwrap_or_default();
+            seen.push(command.to_owned());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hit_is_one_command_a_miss_three_a_write_two_rounds() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let node = ground.node().await;
+    let redis = ground.redis.as_ref().unwrap();
+    let miss = commands(redis, async {
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    })
+    .await;
+    assert_eq!(miss, ["GET", "SET", "EVALSHA"]);
+    let hit = commands(redis, async {
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+    })
+    .await;
+    assert_eq!(hit, ["GET"]);
+    let write = commands(redis, async {
+        drop(node.write("a", Some("one")).await.unwrap())
+    })
+    .await;
+    assert_eq!(write, ["EVALSHA", "EVALSHA"]);
+}
+
+/// With a link that takes 100 ms for a round trip, the time tells the number of rounds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_of_one_step_share_a_round_trip() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let link = testbed.link(redis.addr()).await.unwrap();
+    let mut settings = RedisSettings::new(link.url_for(&redis.url()));
+    settings.command_timeout = Duration::from_secs(5);
+    settings.connect_timeout = Duration::from_secs(5);
+    let cache = RedisCache::connect(settings).unwrap();
+    let mut sessions = cache.sessions();
+    let session = sessions
+        .wait_for(Option::is_some)
+        .await
+        .unwrap()
+        .clone()
+        .unwrap();
+    link.delay(Duration::from_millis(100));
+    let round = async |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let started = Instant::now();
+        work.await;
+        started.elapsed()
+    };
+    let one = round(Box::pin({
+        let session = session.clone();
+        async move { drop(session.get("k").await.unwrap()) }
+    }))
+    .await;
+    let many = round(Box::pin(async move {
+        let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+        session
+            .begin(&keys, Token(1), Duration::from_secs(9))
+            .await
+            .unwrap();
+    }))
+    .await;
+    assert!(
+        many < one.mul_f64(1.5),
+        "20 intents took {many:?}, one command {one:?}"
+    );
+}
+
+/// The requests of a hung Redis: each pays at most one deadline, later ones none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_redis_is_paid_for_once() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let node = ground.node().await;
+    let redis = ground.redis.as_ref().unwrap();
+    node.write("a", Some("one")).await.unwrap();
+    redis.pause().await.unwrap();
+    let first = timed_read(&node).await;
+    assert!(first < Duration::from_millis(750), "{first:?}");
+    until("requests stop touching Redis", async || {
+        node.read("a").await.outcome == ReadOutcome::Bypassed(Bypass::NotConnected)
+            || node.cached.status().mode == "bypass"
+    })
+    .await;
+    let calls = node.cached.stats().cache_errors;
+    for _ in 0..20 {
+        node.read("a").await;
+    }
+    assert_eq!(
+        node.cached.stats().cache_errors,
+        calls,
+        "a request waited for the hung Redis"
+    );
+    let started = Instant::now();
+    node.write("a", Some("two")).await.unwrap();
+    assert!(
+        started.elapsed() < Duration::from_millis(2500),
+        "{:?}",
+        started.elapsed()
+    );
+    redis.resume().await.unwrap();
+    let back = Instant::now();
+    until("hits resume", async || {
+        node.read("a").await.outcome == ReadOutcome::Hit
+    })
+    .await;
+    assert!(
+        back.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        back.elapsed()
+    );
+    assert_eq!(node.value("a").await.as_deref(), Some("two"));
+}
+
+async fn timed_read(node: &Node) -> Duration {
+    let started = Instant::now();
+    assert_eq!(node.value("a").await.as_deref(), Some("one"));
+    started.elapsed()
+}
+
+/// A clearing and a count of 100 000 keys never hold Redis up. The machine may be busy, which holds
+/// a PING up as well; so the best of three rounds counts, and what Redis says of its own commands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn walking_100_000_keys_never_holds_redis_up() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let node = ground.node().await;
+    let redis = ground.redis.as_ref().unwrap();
+    let epoch = node.cached.status().epoch.unwrap();
+    let fill = format!(
+        "for i = 1, 100000 do redis.call('SET', 'row:' .. i .. '@{epoch}', 'V' .. i) end return 1"
+    );
+    let (mut over_idle, mut slow_commands) = (Duration::MAX, i64::MAX);
+    for _ in 0..3 {
+        redis.order(&["EVAL", &fill, "0"]).await.unwrap();
+        redis
+            .order(&["CONFIG", "SET", "slowlog-log-slower-than", "5000"])
+            .await
+            .unwrap();
+        redis.order(&["SLOWLOG", "RESET"]).await.unwrap();
+        let idle = pings(redis, tokio::time::sleep(Duration::from_millis(500))).await;
+        let counting = pings(redis, async {
+            assert_eq!(node.cached.cached_values("row").await, Some(100_000));
+        })
+        .await;
+        let clearing = pings(redis, async {
+            assert_eq!(node.cached.clear("row", None).await.unwrap(), 100_000);
+        })
+        .await;
+        println!("slowest PING: idle {idle:?}, counting {counting:?}, clearing {clearing:?}");
+        over_idle = over_idle.min(counting.max(clearing).saturating_sub(idle));
+        let slow = redis
+            .order(&["SLOWLOG", "LEN"])
+            .await
+            .unwrap()
+            .integer()
+            .unwrap();
+        slow_commands = slow_commands.min(slow);
+        redis
+            .order(&["CONFIG", "SET", "slowlog-log-slower-than", "-1"])
+            .await
+            .unwrap();
+    }
+    assert_eq!(slow_commands, 0, "a command took Redis over 5 ms");
+    assert!(
+        over_idle < Duration::from_millis(5),
+        "PINGs waited {over_idle:?} longer than idle"
+    );
+}
+
+/// The slowest of the PINGs sent one after the other while `work` runs.
+async fn pings(redis: &Redis, work: impl Future<Output = ()>) -> Duration {
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (stopped, addr) = (stop.clone(), redis.addr());
+    let pinging = std::thread::spawn(move || {
+        let mut connection = TcpStream::connect(addr).unwrap();
+        connection.set_nodelay(true).unwrap();
+        connection
+            .set_read_timeout(Some(support::PATIENCE))
+            .unwrap();
+        let mut replies = BufReader::new(connection.try_clone().unwrap());
+        let (mut slowest, mut reply) = (Duration::ZERO, String::new());
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let started = Instant::now();
+            connection.write_all(b"PING\r\n").unwrap();
+            reply.clear();
+            replies.read_line(&mut reply).unwrap();
+            slowest = slowest.max(started.elapsed());
+        }
+        slowest
+    });
+    work.await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    pinging.join().unwrap()
+}
