@@ -1,4 +1,5 @@
 //! One suite over every pair of cache and fence.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

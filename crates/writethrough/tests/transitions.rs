@@ -1,5 +1,6 @@
 //! Random walks: the Lua scripts, the in-process cache and the pure transitions agree on every
 //! state and every answer.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
