@@ -1,0 +1,123 @@
+//! What all requests share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::{CacheBackend, Config, Database, Sampling};
+use crate::items::Items;
+use crate::metrics::Metrics;
+use crate::overload::Admission;
+use crate::problem::{Kind, Problem};
+
+/// How long the answer of a dependency counts before it is asked again.
+const PROBE_LIFETIME: Duration = Duration::from_millis(500);
+/// The longest that asking a dependency may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The state of the process that requests see.
+pub struct App {
+    /// Set when the database is ready.
+    items: OnceLock<Arc<Items>>,
+    draining: AtomicBool,
+    probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) admission: Admission,
+    /// `None` when no traces are exported.
+    pub(crate) sampling: Option<Sampling>,
+    pub(crate) service_name: String,
+    pub(crate) cache_backend: &'static str,
+    pub(crate) database_backend: &'static str,
+    pub(crate) consistency: &'static str,
+    pub(crate) started: Instant,
+}
+
+impl App {
+    /// A process that is starting.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        Self {
+            items: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            probe: tokio::sync::Mutex::new(None),
+            admission: Admission::new(config.max_in_flight, metrics.in_flight().clone()),
+            metrics,
+            sampling: config.otlp_endpoint.as_ref().map(|_| config.sampling),
+            service_name: config.service_name.clone(),
+            cache_backend: match config.cache {
+                CacheBackend::InProcess => "in-process",
+                CacheBackend::Redis(_) => "redis",
+            },
+            database_backend: match config.database {
+                Database::Sqlite(_) | Database::Temporary => "embedded",
+                Database::Postgres(_) => "postgres",
+            },
+            consistency: config.consistency.as_str(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The database is ready: from here on items are served.
+    pub fn set_ready(&self, items: Arc<Items>) {
+        self.metrics.observe(&items);
+        let _ = self.items.set(items);
+    }
+
+    /// The items, once the database is ready.
+    ///
+    /// # Errors
+    ///
+    /// A [`Problem`] that asks to try again.
+    pub fn items(&self) -> Result<&Arc<Items>, Problem> {
+        self.items.get().ok_or_else(|| {
+            Problem::new(Kind::Unavailable).detail(
+                "The service is starting and waits for its database. Try again after the time in \
+                 `Retry-After`.",
+            )
+        })
+    }
+
+    /// The items, if the database is ready.
+    #[must_use]
+    pub fn ready_items(&self) -> Option<&Arc<Items>> {
+        self.items.get()
+    }
+
+    /// The process is about to stop.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process is about to stop.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the database gives a sign of life. Asked at most twice a second, however often
+    /// somebody wants to know.
+    pub async fn database_is_up(&self) -> bool {
+        let Some(items) = self.items.get() else {
+            return false;
+        };
+        let mut probe = self.probe.lock().await;
+        if let Some((at, up)) = *probe
+            && at.elapsed() < PROBE_LIFETIME
+        {
+            return up;
+        }
+        let up = match tokio::time::timeout(PROBE_TIMEOUT, items.store().ping()).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!("the database gives no sign of life: {error}");
+                false
+            }
+            Err(_) => false,
+        };
+        *probe = Some((Instant::now(), up));
+        up
+    }
+}

@@ -1,0 +1,149 @@
+//! The layer around every request and its response: admission, the time limit, the trace, the
+//! metrics, and the bodies of problems.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use opentelemetry::trace::TraceContextExt;
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::app::App;
+use crate::metrics::Shed;
+use crate::problem::{Kind, Problem};
+use crate::trace_context::RequestTrace;
+
+/// The longest that a request may take: above the time for its body and the engine's bound of a
+/// write, so that those answer first.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(16);
+
+const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
+
+/// Serves one request.
+pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let mut trace = RequestTrace::new(request.headers(), app.sampling);
+    let span = server_span(&mut trace, &request, route);
+
+    let mut response = if is_probe(route) {
+        run(request, next).instrument(span.clone()).await
+    } else if let Some(_admitted) = app.admission.enter() {
+        let work = run(request, next).instrument(span.clone());
+        match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+            Ok(response) => response,
+            Err(_) => {
+                app.metrics.shed(Shed::Deadline);
+                out_of_time(&method, route).into_response()
+            }
+        }
+    } else {
+        app.metrics.shed(Shed::InFlight);
+        Problem::new(Kind::Overloaded).into_response()
+    };
+
+    let trace_id = trace.to_string();
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        log_fault(&problem, &method, route, &trace_id);
+        // A HEAD has no body; its length is that of the GET.
+        let body = problem.body(&trace_id);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        if method != Method::HEAD {
+            *response.body_mut() = Body::from(body);
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&trace_id) {
+        response.headers_mut().insert(TRACE_ID, value);
+    }
+    if app.draining() {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let status = response.status();
+    if !span.is_none() {
+        span.record("http.response.status_code", status.as_u16());
+        if status.is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
+    }
+    let exemplar = trace.sampled().then_some(trace_id.as_str());
+    app.metrics
+        .request(&method, route, status, started.elapsed(), exemplar);
+    response
+}
+
+/// Probes and scrapes are answered also when the service has more to do than it can.
+fn is_probe(route: Option<&str>) -> bool {
+    matches!(route, Some("/livez" | "/readyz" | "/health" | "/metrics"))
+}
+
+async fn run(request: Request, next: Next) -> Response {
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        // The panic's message is in the log already.
+        Err(_) => Problem::new(Kind::Internal).into_response(),
+    }
+}
+
+fn out_of_time(method: &Method, route: Option<&str>) -> Problem {
+    let writes = [Method::POST, Method::PUT, Method::DELETE].contains(method);
+    if writes && matches!(route, Some("/items" | "/items/{id}")) {
+        Problem::new(Kind::OutcomeUnknown)
+    } else {
+        Problem::new(Kind::Unavailable)
+            .detail("The request took too long. Try again after the time in `Retry-After`.")
+    }
+}
+
+/// A failure of the service itself is logged here and nowhere else; its cause was logged where it was
+/// turned into a problem.
+fn log_fault(problem: &Problem, method: &Method, route: Option<&str>, trace_id: &str) {
+    if problem.kind() == Kind::Internal {
+        let route = route.unwrap_or("no route");
+        tracing::error!(trace_id, "{method} {route} failed");
+    }
+}
+
+/// The server span, or none: a request that is not traced never makes a span, which would cost more
+/// than a hit.
+fn server_span(trace: &mut RequestTrace, request: &Request, route: Option<&str>) -> Span {
+    if !trace.sampled() {
+        return Span::none();
+    }
+    let method = request.method().as_str();
+    let name = match route {
+        Some(route) => format!("{method} {route}"),
+        None => method.to_owned(),
+    };
+    let span = tracing::info_span!(
+        target: "writethrough",
+        parent: None,
+        "request",
+        otel.name = name,
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = tracing::field::Empty,
+        url.path = request.uri().path(),
+        url.scheme = "http",
+    );
+    if let Some(context) = trace.remote_context() {
+        // Fails only without the tracing layer, and then there is nothing to continue.
+        let _ = span.set_parent(context);
+    }
+    trace.adopt(span.context().span().span_context().trace_id());
+    span
+}

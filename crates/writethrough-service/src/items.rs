@@ -1,0 +1,447 @@
+//! The items service: puts the cache and the store together. Knows no HTTP.
+//!
+//! What is cached is the JSON that clients get, ready to send, behind a header of eight bytes; so a
+//! hit is one clone of a reference-counted buffer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Serialize;
+use tracing::{Instrument, Span};
+use writethrough::{
+    CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Key, OpError, ReadOutcome,
+    Unavailable, WriteError, WriteSet, WriteThrough,
+};
+
+use crate::item::{Item, ItemFields, ItemId, NewItem, PageRequest};
+use crate::metrics::{Metrics, WriteKind};
+use crate::store::{Change, Condition, ItemStore, StoreError, WriteResult};
+use crate::wire::{ItemBody, PageBody};
+
+/// The entity's name in the cache: keys are `item:<id>@<epoch>`.
+const ENTITY: &str = "item";
+/// The collection's name in the cache.
+const COLLECTION: &str = "items";
+const HEADER_BYTES: usize = 8;
+
+/// A JSON document ready to send, with a tag that tells its versions apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// The tag in eight bytes, then the JSON.
+    bytes: Bytes,
+}
+
+impl Document {
+    fn new(body: &impl Serialize, tag: impl FnOnce(&[u8]) -> u64) -> Self {
+        let mut bytes = vec![0; HEADER_BYTES];
+        // Serializing to memory fails only for maps with strange keys, of which there are none.
+        if serde_json::to_writer(&mut bytes, body).is_err() {
+            tracing::error!("an item could not be written as JSON");
+        }
+        let tag = tag(&bytes[HEADER_BYTES..]);
+        bytes[..HEADER_BYTES].copy_from_slice(&tag.to_be_bytes());
+        Self {
+            bytes: bytes.into(),
+        }
+    }
+
+    /// The document of an item; the tag is its version.
+    #[must_use]
+    pub fn of_item(item: &Item) -> Self {
+        Self::new(&ItemBody::from(item), |_| item.version.unsigned_abs())
+    }
+
+    /// The document of a page; the tag is a hash of it.
+    fn of_page(page: &crate::item::Page) -> Self {
+        Self::new(&PageBody::from(page), fnv1a)
+    }
+
+    /// The JSON.
+    #[must_use]
+    pub fn json(&self) -> Bytes {
+        self.bytes.slice(HEADER_BYTES..)
+    }
+
+    /// The tag.
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.bytes
+            .first_chunk()
+            .map_or(0, |tag| u64::from_be_bytes(*tag))
+    }
+}
+
+impl CacheValue for Document {
+    fn encode(&self) -> Bytes {
+        self.bytes.clone()
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        match bytes.get(HEADER_BYTES) {
+            Some(b'{') => Ok(Self { bytes }),
+            _ => Err(DecodeError("no JSON object behind the header".to_owned())),
+        }
+    }
+}
+
+/// Fowler, Noll and Vo's hash, 1a, 64 bits: the same in every process.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// A read's answer.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The document, or `None` when there is no such item.
+    pub document: Option<Document>,
+    /// Where it came from.
+    pub outcome: ReadOutcome,
+    /// Time spent waiting for the cache.
+    pub cache_time: Duration,
+    /// Time spent in the store, if it was asked.
+    pub store_time: Option<Duration>,
+}
+
+/// Where a write spent its time.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteTiming {
+    /// Waiting for the cache.
+    pub cache: Duration,
+    /// In the store.
+    pub store: Duration,
+    /// In total.
+    pub total: Duration,
+}
+
+/// An acknowledged write.
+#[derive(Debug)]
+pub struct Written<T> {
+    /// What it gave.
+    pub output: T,
+    /// Where it spent its time.
+    pub timing: WriteTiming,
+}
+
+/// What went wrong, by what the caller should do.
+#[derive(Debug, thiserror::Error)]
+pub enum ItemsError {
+    /// The store failed; nothing was written.
+    #[error("the store failed: {0}")]
+    Store(#[from] StoreError),
+    /// The write could not be started.
+    #[error("the write was not started: {0}")]
+    Engine(Unavailable),
+    /// The write may or may not have happened.
+    #[error("the outcome of a write to {id} is unknown: {}", cause.as_ref().map_or("the engine gave up waiting".to_owned(), ToString::to_string))]
+    Indeterminate {
+        /// The item.
+        id: ItemId,
+        /// What the store said, if it did.
+        cause: Option<StoreError>,
+    },
+    /// There is no such item; nothing was written.
+    #[error("there is no such item")]
+    NotFound,
+    /// The item has a version that the condition does not accept; nothing was written.
+    #[error("the item has another version")]
+    Mismatch,
+    /// The cache could not be cleared.
+    #[error("the cache could not be cleared: {0}")]
+    Cache(CacheError),
+}
+
+/// Why an operation refused, in the terms of the engine: without effect.
+enum Refusal {
+    Missing,
+    Mismatch,
+    Store(StoreError),
+}
+
+fn refusal(error: OpError<StoreError>) -> OpError<Refusal> {
+    match error {
+        OpError::Fenced => OpError::Fenced,
+        OpError::Rejected(error) => OpError::Rejected(Refusal::Store(error)),
+        OpError::Unknown(error) => OpError::Unknown(Refusal::Store(error)),
+    }
+}
+
+fn done<T>(result: WriteResult<Change<T>>) -> Result<T, OpError<Refusal>> {
+    match result.map_err(refusal)? {
+        Change::Done(value) => Ok(value),
+        Change::Missing => Err(OpError::Rejected(Refusal::Missing)),
+        Change::Mismatch => Err(OpError::Rejected(Refusal::Mismatch)),
+    }
+}
+
+/// Adds up time on whichever task it passes.
+#[derive(Clone, Default)]
+struct Stopwatch(Arc<AtomicU64>);
+
+impl Stopwatch {
+    async fn time<T>(&self, work: impl Future<Output = T>) -> T {
+        let started = Instant::now();
+        let answer = work.await;
+        let spent = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // Never zero, which means "not asked".
+        self.0.fetch_add(spent.max(1), Ordering::Relaxed);
+        answer
+    }
+
+    fn read(&self) -> Option<Duration> {
+        let spent = self.0.load(Ordering::Relaxed);
+        (spent > 0).then(|| Duration::from_nanos(spent))
+    }
+}
+
+/// Items: a store behind a cache.
+pub struct Items {
+    engine: WriteThrough,
+    store: Arc<dyn ItemStore>,
+    metrics: Arc<Metrics>,
+    collection: Collection,
+}
+
+impl Items {
+    /// Puts `engine` in front of `store`.
+    #[must_use]
+    pub fn new(engine: WriteThrough, store: Arc<dyn ItemStore>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            engine,
+            store,
+            metrics,
+            collection: Collection::new(COLLECTION),
+        }
+    }
+
+    /// The engine, for its state and its counters.
+    #[must_use]
+    pub fn engine(&self) -> &WriteThrough {
+        &self.engine
+    }
+
+    /// The store, for its state.
+    #[must_use]
+    pub fn store(&self) -> &dyn ItemStore {
+        self.store.as_ref()
+    }
+
+    fn key(id: ItemId) -> Key {
+        Key::new(ENTITY, id)
+    }
+
+    /// Reads an item.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemsError::Store`].
+    pub async fn get(&self, id: ItemId) -> Result<Fetched, ItemsError> {
+        let watch = Stopwatch::default();
+        let load = || async {
+            let item = watch.time(self.store.select(id)).await?;
+            Ok::<_, StoreError>(item.as_ref().map(Document::of_item))
+        };
+        let read = self.engine.read(&Self::key(id), load).await?;
+        Ok(Fetched {
+            document: read.value,
+            outcome: read.outcome,
+            cache_time: read.cache_time,
+            store_time: watch.read(),
+        })
+    }
+
+    /// Reads a part of the list.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemsError::Store`].
+    pub async fn list(&self, request: PageRequest) -> Result<Fetched, ItemsError> {
+        let query = match request.after {
+            None => format!("limit={}", request.limit),
+            Some(cursor) => format!("limit={}&cursor={cursor}", request.limit),
+        };
+        let watch = Stopwatch::default();
+        let load = || async {
+            let page = watch.time(self.store.select_page(request)).await?;
+            Ok::<_, StoreError>(Document::of_page(&page))
+        };
+        let read = self
+            .engine
+            .read_page(&self.collection, &query, load)
+            .await?;
+        Ok(Fetched {
+            document: read.value,
+            outcome: read.outcome,
+            cache_time: read.cache_time,
+            store_time: watch.read(),
+        })
+    }
+
+    /// Creates an item.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemsError`].
+    pub async fn create(
+        &self,
+        id: ItemId,
+        fields: ItemFields,
+    ) -> Result<Written<Document>, ItemsError> {
+        let key = Self::key(id);
+        self.write(WriteKind::Create, id, move |store, guard| {
+            let (key, new) = (
+                key.clone(),
+                NewItem {
+                    id,
+                    fields: fields.clone(),
+                },
+            );
+            async move {
+                let item = store.insert(guard, new).await.map_err(refusal)?;
+                let document = Document::of_item(&item);
+                Ok(Commit::new(document.clone()).cache(&key, &document))
+            }
+        })
+        .await
+    }
+
+    /// Replaces an item's fields, if its version is accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemsError`].
+    pub async fn replace(
+        &self,
+        id: ItemId,
+        fields: ItemFields,
+        condition: Condition,
+    ) -> Result<Written<Document>, ItemsError> {
+        let key = Self::key(id);
+        self.write(WriteKind::Update, id, move |store, guard| {
+            let (key, fields, condition) = (key.clone(), fields.clone(), condition.clone());
+            async move {
+                let item = done(store.update(guard, id, fields, condition).await)?;
+                let document = Document::of_item(&item);
+                Ok(Commit::new(document.clone()).cache(&key, &document))
+            }
+        })
+        .await
+    }
+
+    /// Removes an item, if its version is accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemsError`].
+    pub async fn remove(
+        &self,
+        id: ItemId,
+        condition: Condition,
+    ) -> Result<Written<()>, ItemsError> {
+        self.write(WriteKind::Delete, id, move |store, guard| {
+            let condition = condition.clone();
+            async move { done(store.delete(guard, id, condition).await).map(Commit::new) }
+        })
+        .await
+    }
+
+    /// Runs a write of one item through the engine: every write may change the list too.
+    async fn write<T, Op, F>(
+        &self,
+        kind: WriteKind,
+        id: ItemId,
+        mut op: Op,
+    ) -> Result<Written<T>, ItemsError>
+    where
+        T: Send + 'static,
+        Op: FnMut(Arc<dyn ItemStore>, Guard) -> F + Send + 'static,
+        F: Future<Output = Result<Commit<T>, OpError<Refusal>>> + Send + 'static,
+    {
+        let started = Instant::now();
+        let set = WriteSet::new()
+            .key(Self::key(id))
+            .collection(self.collection.clone());
+        let watch = Stopwatch::default();
+        let (store, spent, span) = (self.store.clone(), watch.clone(), Span::current());
+        let run = move |guard: Guard| {
+            let (work, spent) = (op(store.clone(), guard), spent.clone());
+            async move { spent.time(work).await }.instrument(span.clone())
+        };
+        let written = self
+            .engine
+            .write(set, run)
+            .await
+            .map_err(|error| match error {
+                WriteError::Rejected(Refusal::Missing) => ItemsError::NotFound,
+                WriteError::Rejected(Refusal::Mismatch) => ItemsError::Mismatch,
+                WriteError::Rejected(Refusal::Store(error)) => ItemsError::Store(error),
+                WriteError::Unavailable(why) => ItemsError::Engine(why),
+                WriteError::Indeterminate(refusal) => {
+                    let cause = match refusal {
+                        Some(Refusal::Store(error)) => Some(error),
+                        _ => None,
+                    };
+                    ItemsError::Indeterminate { id, cause }
+                }
+            })?;
+        let timing = WriteTiming {
+            cache: written.cache_time,
+            store: watch.read().unwrap_or_default(),
+            total: started.elapsed(),
+        };
+        self.metrics.write(kind, &timing);
+        Ok(Written {
+            output: written.output,
+            timing,
+        })
+    }
+
+    /// Empties the cache of items and of lists. Returns how many keys were removed.
+    ///
+    /// # Errors
+    ///
+    /// [`ItemsError::Cache`].
+    pub async fn clear_cache(&self) -> Result<u64, ItemsError> {
+        self.engine
+            .clear(ENTITY, Some(&self.collection))
+            .await
+            .map_err(ItemsError::Cache)
+    }
+
+    /// How many items the cache holds that reads may use; up to a second old.
+    pub async fn cached_items(&self) -> u64 {
+        // What cannot be asked cannot be used either.
+        self.engine.cached_values(ENTITY).await.unwrap_or(0)
+    }
+
+    /// Lets writes under way finish, then lets go of the cache and the store. Bounded.
+    pub async fn shutdown(&self) {
+        self.engine.shutdown().await;
+        self.store.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_comes_back_from_the_cache_as_it_was() {
+        let document = Document::new(&serde_json::json!({"a": 1}), |_| 7);
+        let decoded = Document::decode(document.encode()).unwrap();
+        assert_eq!(
+            (decoded.tag(), decoded.json()),
+            (7, Bytes::from_static(br#"{"a":1}"#))
+        );
+    }
+
+    #[test]
+    fn bytes_of_another_program_are_refused() {
+        for bytes in [&b""[..], b"12345678", b"{\"a\": 1}", b"12345678[]"] {
+            assert!(Document::decode(Bytes::copy_from_slice(bytes)).is_err());
+        }
+    }
+}

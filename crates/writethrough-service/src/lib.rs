@@ -1,0 +1,25 @@
+//! The items service: an HTTP API in front of a database, with the write-through cache of
+//! [`writethrough`] between them.
+//!
+//! [`server::Server::start`] takes a [`config::Config`] and gives a running server; the binary
+//! `writethrough` does nothing else. From the outside in: [`exchange`] is the layer around every
+//! request, [`routes`] turns requests into calls of [`items`], which puts the cache in front of a
+//! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
+
+pub mod app;
+pub mod config;
+pub mod exchange;
+pub mod item;
+pub mod items;
+pub mod metrics;
+pub mod openapi;
+pub mod overload;
+pub mod problem;
+pub mod routes;
+pub mod server;
+pub mod shutdown;
+pub mod store;
+pub mod telemetry;
+pub mod trace_context;
+pub mod validation;
+mod wire;

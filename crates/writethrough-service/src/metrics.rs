@@ -1,0 +1,541 @@
+//! Metrics in the OpenMetrics text format. Handles are resolved once; what the engine and the pool
+//! count themselves is read when somebody scrapes.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::items::{Items, WriteTiming};
+use crate::store::Operation;
+
+/// Bounds of the duration histograms, in seconds: a hit takes tens of microseconds, a write in an
+/// outage seconds.
+const BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
+/// The routes that are told apart; every other path is `other`, so that nobody can make up labels.
+const ROUTES: [&str; 14] = [
+    "/items",
+    "/items/{id}",
+    "/cache/clear",
+    "/cache/stats",
+    "/health",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+    "/docs/page.js",
+    "/problems/{slug}",
+    "/",
+    "other",
+];
+
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "other"];
+
+const STATUSES: [u16; 18] = [
+    200, 201, 304, 400, 404, 405, 408, 412, 413, 415, 422, 431, 500, 501, 502, 503, 504, 0,
+];
+
+/// Why a request was turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// The limit of requests at once.
+    InFlight,
+    /// The limit of a request's time.
+    Deadline,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StoreLabels {
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    operation: &'static str,
+    part: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TraceLabel {
+    trace_id: String,
+}
+
+type RequestHistogram = HistogramWithExemplars<TraceLabel>;
+
+fn request_histogram() -> RequestHistogram {
+    RequestHistogram::new(BUCKETS.into_iter())
+}
+
+fn duration_histogram() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
+/// One slot for each combination that can occur, resolved when it first does.
+struct RequestDurations {
+    family: Family<RequestLabels, RequestHistogram, fn() -> RequestHistogram>,
+    slots: Box<[OnceLock<RequestHistogram>]>,
+}
+
+impl RequestDurations {
+    fn handle(
+        &self,
+        method: &Method,
+        route: Option<&str>,
+        status: StatusCode,
+    ) -> &RequestHistogram {
+        let place = |names: &[&str], name: &str| {
+            names
+                .iter()
+                .position(|known| *known == name)
+                .unwrap_or(names.len() - 1)
+        };
+        let method = place(&METHODS, method.as_str());
+        let route = route.map_or(ROUTES.len() - 1, |route| place(&ROUTES, route));
+        let status = STATUSES
+            .iter()
+            .position(|known| *known == status.as_u16())
+            .unwrap_or(STATUSES.len() - 1);
+        let slot = (method * ROUTES.len() + route) * STATUSES.len() + status;
+        self.slots[slot].get_or_init(|| {
+            self.family.get_or_create_owned(&RequestLabels {
+                method: METHODS[method],
+                route: ROUTES[route],
+                status: STATUSES[status],
+            })
+        })
+    }
+}
+
+/// A kind of write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteKind {
+    /// Creating an item.
+    Create,
+    /// Replacing one.
+    Update,
+    /// Removing one.
+    Delete,
+}
+
+impl WriteKind {
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::Create, "create"),
+        (Self::Update, "update"),
+        (Self::Delete, "delete"),
+    ];
+}
+
+/// Everything that is counted.
+pub struct Metrics {
+    registry: Registry,
+    requests: RequestDurations,
+    in_flight: Gauge,
+    shed_in_flight: Counter,
+    shed_deadline: Counter,
+    connections: Gauge,
+    /// For each operation: succeeded, failed.
+    store: [[Histogram; 2]; 5],
+    /// For each kind of write: redis, postgres, total.
+    writes: [[Histogram; 3]; 3],
+    live: Arc<OnceLock<Weak<Items>>>,
+}
+
+impl Metrics {
+    /// Metrics with everything at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+
+        let requests = RequestDurations {
+            family: Family::new_with_constructor(request_histogram as fn() -> RequestHistogram),
+            slots: std::iter::repeat_with(OnceLock::new)
+                .take(METHODS.len() * ROUTES.len() * STATUSES.len())
+                .collect(),
+        };
+        registry.register_with_unit(
+            "http_server_request_duration",
+            "Time from the request's head to the response's head",
+            Unit::Seconds,
+            requests.family.clone(),
+        );
+        let in_flight = Gauge::default();
+        registry.register(
+            "http_server_active_requests",
+            "Requests that are being served",
+            in_flight.clone(),
+        );
+        let connections = Gauge::default();
+        registry.register(
+            "http_server_connections",
+            "Client connections that are open",
+            connections.clone(),
+        );
+        let shed = Family::<ReasonLabel, Counter>::default();
+        registry.register(
+            "http_server_shed_requests",
+            "Requests turned away",
+            shed.clone(),
+        );
+
+        let store_family =
+            Family::<StoreLabels, Histogram, fn() -> Histogram>::new_with_constructor(
+                duration_histogram as fn() -> Histogram,
+            );
+        registry.register_with_unit(
+            "db_client_operation_duration",
+            "Time of a database operation, with the wait for a connection",
+            Unit::Seconds,
+            store_family.clone(),
+        );
+        let store = Operation::ALL.map(|operation| {
+            ["ok", "error"].map(|outcome| {
+                let labels = StoreLabels {
+                    operation: operation.as_str(),
+                    outcome,
+                };
+                store_family.get_or_create_owned(&labels)
+            })
+        });
+
+        let write_family =
+            Family::<WriteLabels, Histogram, fn() -> Histogram>::new_with_constructor(
+                duration_histogram as fn() -> Histogram,
+            );
+        registry.register_with_unit(
+            "writethrough_write_duration",
+            "Time of an acknowledged write, in the cache, in the database and in total",
+            Unit::Seconds,
+            write_family.clone(),
+        );
+        let writes = WriteKind::ALL.map(|(_, operation)| {
+            ["redis", "postgres", "total"]
+                .map(|part| write_family.get_or_create_owned(&WriteLabels { operation, part }))
+        });
+
+        registry.register(
+            "writethrough_build",
+            "The program's version",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        let live = Arc::new(OnceLock::new());
+        registry.register_collector(Box::new(LiveCollector { live: live.clone() }));
+
+        Self {
+            registry,
+            requests,
+            in_flight,
+            shed_in_flight: shed.get_or_create_owned(&ReasonLabel {
+                reason: "in_flight",
+            }),
+            shed_deadline: shed.get_or_create_owned(&ReasonLabel { reason: "deadline" }),
+            connections,
+            store,
+            writes,
+            live,
+        }
+    }
+
+    /// Tells the metrics where to read the engine's and the pool's own numbers.
+    pub fn observe(&self, items: &Arc<Items>) {
+        let _ = self.live.set(Arc::downgrade(items));
+    }
+
+    /// Counts a request. `trace_id` becomes an exemplar when the request is traced.
+    pub fn request(
+        &self,
+        method: &Method,
+        route: Option<&str>,
+        status: StatusCode,
+        duration: Duration,
+        trace_id: Option<&str>,
+    ) {
+        let exemplar = trace_id.map(|id| TraceLabel {
+            trace_id: id.to_owned(),
+        });
+        self.requests
+            .handle(method, route, status)
+            .observe(duration.as_secs_f64(), exemplar, None);
+    }
+
+    /// Counts a request that is turned away.
+    pub fn shed(&self, reason: Shed) {
+        match reason {
+            Shed::InFlight => self.shed_in_flight.inc(),
+            Shed::Deadline => self.shed_deadline.inc(),
+        };
+    }
+
+    /// The gauge of requests that are being served.
+    #[must_use]
+    pub fn in_flight(&self) -> &Gauge {
+        &self.in_flight
+    }
+
+    /// The gauge of open client connections.
+    #[must_use]
+    pub fn connections(&self) -> &Gauge {
+        &self.connections
+    }
+
+    /// Counts an operation of the store.
+    pub fn store_operation(&self, operation: Operation, duration: Duration, ok: bool) {
+        let [succeeded, failed] = &self.store[operation as usize];
+        let histogram = if ok { succeeded } else { failed };
+        histogram.observe(duration.as_secs_f64());
+    }
+
+    /// Counts an acknowledged write.
+    pub fn write(&self, kind: WriteKind, timing: &WriteTiming) {
+        let [redis, postgres, total] = &self.writes[kind as usize];
+        redis.observe(timing.cache.as_secs_f64());
+        postgres.observe(timing.store.as_secs_f64());
+        total.observe(timing.total.as_secs_f64());
+    }
+
+    /// The text of a scrape.
+    ///
+    /// # Errors
+    ///
+    /// None that can be met in practice: the text is written to memory.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::with_capacity(16 * 1024);
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Reads what others count, at the time of a scrape.
+#[derive(Debug)]
+struct LiveCollector {
+    live: Arc<OnceLock<Weak<Items>>>,
+}
+
+const MODES: [&str; 6] = [
+    "cached",
+    "bypass",
+    "observing",
+    "unknown",
+    "textbook",
+    "off",
+];
+
+impl Collector for LiveCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(items) = self.live.get().and_then(Weak::upgrade) else {
+            return Ok(());
+        };
+        let stats = items.engine().stats();
+        let status = items.engine().status();
+        let pool = items.store().pool_use();
+        let encoder = &mut encoder;
+
+        let reads = [
+            ("hit", stats.hits),
+            ("miss", stats.misses),
+            ("coalesced", stats.coalesced),
+            ("bypass", stats.bypassed()),
+        ];
+        counters(
+            encoder,
+            "writethrough_reads",
+            "Reads by outcome",
+            "outcome",
+            &reads,
+        )?;
+        let bypasses = stats
+            .bypasses
+            .map(|(reason, count)| (reason.as_str(), count));
+        counters(
+            encoder,
+            "writethrough_bypassed_reads",
+            "Reads that went to the database without the cache, by reason",
+            "reason",
+            &bypasses,
+        )?;
+        for (name, help, value) in [
+            ("writethrough_writes", "Writes acknowledged", stats.writes),
+            (
+                "writethrough_indeterminate_writes",
+                "Writes whose outcome stayed unknown",
+                stats.indeterminate_writes,
+            ),
+            (
+                "writethrough_intents",
+                "Keys announced by writes",
+                stats.intents,
+            ),
+            (
+                "writethrough_refused_fills",
+                "Fills that came too late and were refused",
+                stats.refused_fills,
+            ),
+            (
+                "writethrough_epoch_changes",
+                "New epochs seen",
+                stats.epoch_changes,
+            ),
+            (
+                "writethrough_decode_errors",
+                "Cached bytes that were not a value of the expected type",
+                stats.decode_errors,
+            ),
+            (
+                "writethrough_cache_errors",
+                "Cache commands that failed",
+                stats.cache_errors,
+            ),
+        ] {
+            let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(counter)?;
+        }
+        let degraded = encoder.encode_descriptor(
+            "writethrough_degraded",
+            "Time during which this node could not use the cache",
+            Some(&Unit::Seconds),
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(stats.degraded_seconds).encode(degraded)?;
+
+        if let Some(epoch) = status.epoch {
+            gauge(
+                encoder,
+                "writethrough_epoch",
+                "The newest epoch seen",
+                None,
+                epoch as f64,
+            )?;
+        }
+        let modes: Vec<_> = MODES
+            .iter()
+            .map(|mode| (*mode, f64::from(u8::from(*mode == status.mode))))
+            .collect();
+        gauges(
+            encoder,
+            "writethrough_mode",
+            "1 for the mode this node is in",
+            "mode",
+            &modes,
+        )?;
+        if let Some(age) = status.lease_age {
+            gauge(
+                encoder,
+                "writethrough_read_lease_age",
+                "Time since the poll that gave the read lease",
+                Some(&Unit::Seconds),
+                age.as_secs_f64(),
+            )?;
+        }
+        for (name, help, value) in [
+            (
+                "writethrough_cache_connected",
+                "1 with a verified cache connection",
+                status.connected,
+            ),
+            (
+                "writethrough_fence_reachable",
+                "1 when the epoch row was last read",
+                status.fence_ok,
+            ),
+        ] {
+            gauge(encoder, name, help, None, f64::from(u8::from(value)))?;
+        }
+        let idle = pool.open.saturating_sub(pool.used);
+        let states = [("idle", idle as f64), ("used", pool.used as f64)];
+        gauges(
+            encoder,
+            "db_client_connections",
+            "Connections of the pool, by state",
+            "state",
+            &states,
+        )?;
+        gauge(
+            encoder,
+            "db_client_connections_limit",
+            "The most connections the pool opens",
+            None,
+            pool.limit as f64,
+        )?;
+        gauge(
+            encoder,
+            "db_client_connections_waiting",
+            "Requests that wait for a connection",
+            None,
+            pool.waiting as f64,
+        )
+    }
+}
+
+fn counters(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: &[(&'static str, u64)],
+) -> Result<(), std::fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (value, count) in values {
+        let labels = [(label, *value)];
+        ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauges(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: &[(&'static str, f64)],
+) -> Result<(), std::fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (value, number) in values {
+        let labels = [(label, *value)];
+        ConstGauge::new(*number).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: f64,
+) -> Result<(), std::fmt::Error> {
+    let gauge = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(gauge)
+}

@@ -1,0 +1,91 @@
+//! `/cache/clear` and `/cache/stats`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::json;
+use crate::app::App;
+use crate::openapi::ReadErrors;
+use crate::problem::Problem;
+use crate::wire::{ClearedBody, StatsBody};
+
+/// Empties the cache. Nobody waits for it, and the next read of anything is a miss that fills.
+#[utoipa::path(
+    post,
+    path = "/cache/clear",
+    tag = "cache",
+    responses((status = 200, description = "The cache is empty", body = ClearedBody), ReadErrors)
+)]
+pub(super) async fn clear(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    let keys_deleted = app.items()?.clear_cache().await?;
+    Ok(json(
+        StatusCode::OK,
+        &ClearedBody {
+            status: "cleared",
+            keys_deleted,
+        },
+    ))
+}
+
+/// Says how the cache is doing.
+#[utoipa::path(
+    get,
+    path = "/cache/stats",
+    tag = "cache",
+    responses((status = 200, description = "Counts since the start", body = StatsBody), ReadErrors)
+)]
+pub(super) async fn stats(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    let items = app.items()?;
+    let stats = items.engine().stats();
+    let status = items.engine().status();
+    let body = StatsBody {
+        cached_items: items.cached_items().await,
+        total_hits: stats.hits,
+        total_misses: stats.misses,
+        hit_rate: hit_rate(stats.hits, stats.misses),
+        consistency: status.consistency.as_str(),
+        mode: status.mode,
+        epoch: status.epoch,
+        total_bypasses: stats.bypassed(),
+        bypasses: stats
+            .bypasses
+            .iter()
+            .map(|(why, count)| (why.as_str(), *count))
+            .collect(),
+        coalesced_loads: stats.coalesced,
+        refused_fills: stats.refused_fills,
+        intents: stats.intents,
+        writes: stats.writes,
+        indeterminate_writes: stats.indeterminate_writes,
+        epoch_changes: stats.epoch_changes,
+        cache_errors: stats.cache_errors,
+        decode_errors: stats.decode_errors,
+        degraded_seconds: (stats.degraded_seconds * 1000.0).round() / 1000.0,
+    };
+    Ok(json(StatusCode::OK, &body))
+}
+
+/// In percent, with two decimals; 0 before the first read.
+fn hit_rate(hits: u64, misses: u64) -> f64 {
+    let reads = hits.saturating_add(misses);
+    if reads == 0 {
+        0.0
+    } else {
+        (hits as f64 / reads as f64 * 10_000.0).round() / 100.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hit_rate;
+
+    #[test]
+    fn the_rate_is_a_percentage_with_two_decimals() {
+        assert_eq!(hit_rate(0, 0), 0.0);
+        assert_eq!(hit_rate(2, 1), 66.67);
+        assert_eq!(hit_rate(1, 0), 100.0);
+    }
+}

@@ -1,0 +1,118 @@
+//! `/health`, the probes and `/metrics`: for people, orchestrators and Prometheus.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::{json, set};
+use crate::app::App;
+use crate::problem::{Kind, Problem};
+use crate::wire::{BackendsBody, DependenciesBody, HealthBody, ProbeBody};
+
+/// Says how the service and its dependencies are.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "operation",
+    responses(
+        (status = 200, description = "`ok`, or `degraded` without the cache", body = HealthBody),
+        (status = 503, description = "`down`: no database", body = HealthBody)
+    )
+)]
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let database = app.database_is_up().await;
+    let status = app.ready_items().map(|items| items.engine().status());
+    let cache = status.as_ref().is_some_and(|status| status.connected);
+    let word = |up| if up { "ok" } else { "down" };
+    let body = HealthBody {
+        status: match (database, cache) {
+            (true, true) => "ok",
+            (true, false) => "degraded",
+            (false, _) => "down",
+        },
+        service: app.service_name.clone(),
+        dependencies: DependenciesBody {
+            redis: word(cache),
+            postgres: word(database),
+        },
+        backends: BackendsBody {
+            cache: app.cache_backend,
+            database: app.database_backend,
+        },
+        consistency: app.consistency,
+        mode: status.as_ref().map_or("unknown", |status| status.mode),
+        epoch: status.and_then(|status| status.epoch),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: app.started.elapsed().as_secs(),
+    };
+    let status = if database {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut response = json(status, &body);
+    if !database {
+        set(
+            response.headers_mut(),
+            header::RETRY_AFTER,
+            HeaderValue::from_static("1"),
+        );
+    }
+    response
+}
+
+/// The process runs.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "operation",
+    responses((status = 200, description = "The process runs", body = ProbeBody))
+)]
+pub(super) async fn livez() -> Response {
+    json(StatusCode::OK, &ProbeBody { status: "ok" })
+}
+
+/// The process wants requests: it has been ready once and is not about to stop. It stays so when the
+/// database goes away, since then every other node is in the same state.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "operation",
+    responses(
+        (status = 200, description = "Ready", body = ProbeBody),
+        (status = 503, description = "Starting or about to stop", body = ProbeBody)
+    )
+)]
+pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
+    let (status, word) = if app.draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if app.ready_items().is_none() {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting")
+    } else {
+        (StatusCode::OK, "ok")
+    };
+    json(status, &ProbeBody { status: word })
+}
+
+/// Metrics for Prometheus.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "operation",
+    responses((status = 200, description = "OpenMetrics text", body = String,
+        content_type = "application/openmetrics-text"))
+)]
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    match app.metrics.text() {
+        Ok(text) => {
+            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, content_type)], text).into_response()
+        }
+        Err(error) => {
+            tracing::error!("the metrics could not be written: {error}");
+            Problem::new(Kind::Internal).into_response()
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! `/items` and `/items/{id}`.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use utoipa::IntoParams;
+use writethrough::ReadOutcome;
+
+use super::{header_value, json, json_bytes, preconditions, read_body, set};
+use crate::app::App;
+use crate::item::{Cursor, ItemId, PageRequest};
+use crate::items::{Document, Fetched, ItemsError, WriteTiming};
+use crate::openapi::{Errors, ReadErrors, WriteErrors};
+use crate::problem::{FieldError, Kind, Problem};
+use crate::validation;
+use crate::wire::{DeletedBody, ItemBody, ItemFieldsBody, PageBody};
+
+const DEFAULT_LIMIT: u8 = 10;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+type PathId = Result<Path<String>, PathRejection>;
+type QueryPairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+
+/// What a list takes. It only describes; [`page_request`] reads.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code)]
+pub(super) struct ListParameters {
+    /// How many items at most.
+    #[param(minimum = 1, maximum = 100, default = 10)]
+    limit: Option<u8>,
+    /// Where to start: `next_cursor` of the part before.
+    cursor: Option<String>,
+}
+
+/// Lists items, newest first.
+#[utoipa::path(
+    get,
+    path = "/items",
+    tag = "items",
+    params(ListParameters),
+    responses(
+        (status = 200, description = "A part of the list", body = PageBody, headers(
+            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String),
+            ("x-trace-id" = String)
+        )),
+        (status = 304, description = "The client has this part already (`If-None-Match`)"),
+        ReadErrors
+    )
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    query: QueryPairs,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let request = page_request(query)?;
+    let fetched = app.items()?.list(request).await?;
+    Ok(read_response(&fetched, &headers, |document| {
+        format!("{:016x}", document.tag())
+    }))
+}
+
+/// Creates an item.
+#[utoipa::path(
+    post,
+    path = "/items",
+    tag = "items",
+    request_body = ItemFieldsBody,
+    responses(
+        (status = 201, description = "The item as it is stored", body = ItemBody, headers(
+            ("Location" = String), ("ETag" = String), ("Server-Timing" = String),
+            ("x-trace-id" = String)
+        )),
+        Errors, WriteErrors
+    )
+)]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let items = app.items()?.clone();
+    let fields = validation::item_fields(&read_body(request).await?)?;
+    let id = ItemId::generate();
+    let written = items.create(id, fields).await?;
+    let mut response = json_bytes(StatusCode::CREATED, written.output.json());
+    let headers = response.headers_mut();
+    set(
+        headers,
+        header::LOCATION,
+        header_value(format!("/items/{id}")),
+    );
+    set(headers, header::ETAG, etag(&version_of(&written.output)));
+    set(headers, SERVER_TIMING, write_timing(&written.timing));
+    Ok(response)
+}
+
+/// Reads an item.
+#[utoipa::path(
+    get,
+    path = "/items/{id}",
+    tag = "items",
+    params(("id" = String, Path, format = Uuid, description = "The item's id")),
+    responses(
+        (status = 200, description = "The item", body = ItemBody, headers(
+            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String),
+            ("x-trace-id" = String)
+        )),
+        (status = 304, description = "The client has this version already (`If-None-Match`)"),
+        (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
+         content_type = "application/problem+json"),
+        ReadErrors
+    )
+)]
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    id: PathId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = item_id(id)?;
+    let fetched = app.items()?.get(id).await?;
+    Ok(read_response(&fetched, &headers, version_of))
+}
+
+/// Replaces an item.
+#[utoipa::path(
+    put,
+    path = "/items/{id}",
+    tag = "items",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The item's id"),
+        ("If-Match" = Option<String>, Header,
+         description = "The ETag of the version to replace; 412 if the item has another one")
+    ),
+    request_body = ItemFieldsBody,
+    responses(
+        (status = 200, description = "The item as it is stored now", body = ItemBody, headers(
+            ("ETag" = String), ("Server-Timing" = String), ("x-trace-id" = String)
+        )),
+        (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
+         content_type = "application/problem+json"),
+        (status = 412, description = "The item has another version",
+         body = crate::problem::ProblemBody, content_type = "application/problem+json"),
+        Errors, WriteErrors
+    )
+)]
+pub(super) async fn replace(
+    State(app): State<Arc<App>>,
+    id: PathId,
+    request: Request,
+) -> Result<Response, Problem> {
+    let id = item_id(id)?;
+    let condition = preconditions::condition(request.headers())?;
+    let items = app.items()?.clone();
+    let fields = validation::item_fields(&read_body(request).await?)?;
+    let written = items.replace(id, fields, condition).await?;
+    let mut response = json_bytes(StatusCode::OK, written.output.json());
+    let headers = response.headers_mut();
+    set(headers, header::ETAG, etag(&version_of(&written.output)));
+    set(headers, SERVER_TIMING, write_timing(&written.timing));
+    Ok(response)
+}
+
+/// Removes an item.
+#[utoipa::path(
+    delete,
+    path = "/items/{id}",
+    tag = "items",
+    params(
+        ("id" = String, Path, format = Uuid, description = "The item's id"),
+        ("If-Match" = Option<String>, Header,
+         description = "The ETag of the version to remove; 412 if the item has another one")
+    ),
+    responses(
+        (status = 200, description = "The item is gone", body = DeletedBody),
+        (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
+         content_type = "application/problem+json"),
+        (status = 412, description = "The item has another version",
+         body = crate::problem::ProblemBody, content_type = "application/problem+json"),
+        Errors
+    )
+)]
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    id: PathId,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = item_id(id)?;
+    let condition = preconditions::condition(&headers)?;
+    let written = app.items()?.remove(id, condition).await?;
+    let body = DeletedBody {
+        status: "deleted",
+        id: id.uuid(),
+    };
+    let mut response = json(StatusCode::OK, &body);
+    set(
+        response.headers_mut(),
+        SERVER_TIMING,
+        write_timing(&written.timing),
+    );
+    Ok(response)
+}
+
+fn item_id(id: PathId) -> Result<ItemId, Problem> {
+    id.ok()
+        .and_then(|Path(text)| ItemId::parse(&text))
+        .ok_or_else(|| {
+            Problem::new(Kind::InvalidParameter)
+                .detail("The id in the path is not a UUID. Use an id as POST /items returns it.")
+                .error(
+                    "id",
+                    "must be a UUID, such as 550e8400-e29b-41d4-a716-446655440001",
+                )
+        })
+}
+
+fn page_request(query: QueryPairs) -> Result<PageRequest, Problem> {
+    let wrong = |errors: Vec<FieldError>| {
+        Problem::new(Kind::InvalidParameter)
+            .detail("Correct the parameters listed under `errors` and send the request again.")
+            .errors(errors)
+    };
+    let Ok(Query(pairs)) = query else {
+        return Err(wrong(vec![FieldError::new(
+            "query",
+            "must be a valid query string",
+        )]));
+    };
+    let (mut limit, mut after) = (None, None);
+    let mut seen: Vec<&str> = Vec::new();
+    let mut errors = Vec::new();
+    for (name, value) in &pairs {
+        if seen.contains(&name.as_str()) {
+            errors.push(FieldError::new(name, "is given more than once"));
+            continue;
+        }
+        seen.push(name);
+        match name.as_str() {
+            "limit" => match value.parse().ok().filter(|limit| (1..=100).contains(limit)) {
+                Some(value) => limit = Some(value),
+                None => errors.push(FieldError::new(
+                    "limit",
+                    "must be a whole number from 1 to 100",
+                )),
+            },
+            "cursor" if value.is_empty() => {}
+            "cursor" => match Cursor::parse(value) {
+                Some(cursor) => after = Some(cursor),
+                None => errors.push(FieldError::new(
+                    "cursor",
+                    "must be `next_cursor` of an earlier answer, or left out for the newest items",
+                )),
+            },
+            _ => {
+                let shown: String = name.chars().take(100).collect();
+                errors.push(FieldError::new(
+                    shown,
+                    "is not a parameter; use `limit` and `cursor`",
+                ));
+            }
+        }
+    }
+    if errors.is_empty() {
+        Ok(PageRequest {
+            limit: limit.unwrap_or(DEFAULT_LIMIT),
+            after,
+        })
+    } else {
+        Err(wrong(errors))
+    }
+}
+
+fn version_of(document: &Document) -> String {
+    document.tag().to_string()
+}
+
+fn etag(tag: &str) -> HeaderValue {
+    header_value(format!("\"{tag}\""))
+}
+
+fn read_response(
+    fetched: &Fetched,
+    request: &HeaderMap,
+    tag_of: impl Fn(&Document) -> String,
+) -> Response {
+    let mut response = match &fetched.document {
+        None => Problem::from(ItemsError::NotFound).into_response(),
+        Some(document) => {
+            let tag = tag_of(document);
+            let mut response = if preconditions::has_already(request, &tag) {
+                StatusCode::NOT_MODIFIED.into_response()
+            } else {
+                json_bytes(StatusCode::OK, document.json())
+            };
+            set(response.headers_mut(), header::ETAG, etag(&tag));
+            response
+        }
+    };
+    let headers = response.headers_mut();
+    set(headers, CACHE_STATUS, cache_status(fetched.outcome));
+    set(
+        headers,
+        SERVER_TIMING,
+        server_timing(Some(fetched.cache_time), fetched.store_time),
+    );
+    // A cache between here and the client would break the promise that no read is stale.
+    set(
+        headers,
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache"),
+    );
+    response
+}
+
+/// RFC 9211.
+fn cache_status(outcome: ReadOutcome) -> HeaderValue {
+    match outcome {
+        ReadOutcome::Hit => HeaderValue::from_static("writethrough; hit"),
+        ReadOutcome::Filled => HeaderValue::from_static("writethrough; fwd=miss; stored"),
+        ReadOutcome::Unfilled => HeaderValue::from_static("writethrough; fwd=miss"),
+        ReadOutcome::Coalesced => HeaderValue::from_static("writethrough; fwd=miss; collapsed"),
+        ReadOutcome::Bypassed(reason) => header_value(format!(
+            "writethrough; fwd=bypass; detail={}",
+            reason.as_str()
+        )),
+    }
+}
+
+fn server_timing(cache: Option<Duration>, store: Option<Duration>) -> HeaderValue {
+    let mut text = String::new();
+    for (name, spent) in [("redis", cache), ("postgres", store)] {
+        let Some(spent) = spent.filter(|spent| !spent.is_zero()) else {
+            continue;
+        };
+        let comma = if text.is_empty() { "" } else { ", " };
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "{comma}{name};dur={:.3}",
+            spent.as_secs_f64() * 1000.0
+        );
+    }
+    header_value(text)
+}
+
+fn write_timing(timing: &WriteTiming) -> HeaderValue {
+    server_timing(Some(timing.cache), Some(timing.store))
+}

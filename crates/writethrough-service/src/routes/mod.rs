@@ -1,0 +1,163 @@
+//! Routes: thin handlers that turn requests into calls and answers into responses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, middleware};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::exchange;
+use crate::items::ItemsError;
+use crate::openapi;
+use crate::problem::{Kind, Problem};
+use crate::store::StoreFailure;
+
+mod cache;
+mod health;
+mod items;
+mod pages;
+mod preconditions;
+
+/// The largest body.
+const BODY_LIMIT: usize = 64 * 1024;
+/// The longest that a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All routes, with the layer around each request.
+pub fn router(app: Arc<App>) -> Router {
+    let (router, description) = OpenApiRouter::with_openapi(openapi::description())
+        .routes(routes!(items::list, items::create))
+        .routes(routes!(items::get, items::replace, items::remove))
+        .routes(routes!(cache::clear))
+        .routes(routes!(cache::stats))
+        .routes(routes!(health::health))
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .split_for_parts();
+    router
+        .merge(pages::router(&description))
+        .method_not_allowed_fallback(|| async { Problem::new(Kind::MethodNotAllowed) })
+        .fallback(|| async { Problem::new(Kind::RouteNotFound) })
+        // Bodies are read by `read_body`, which has a limit of its own.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), exchange::serve))
+        .with_state(app)
+}
+
+/// Reads a JSON body, within bounds of size and time.
+async fn read_body(request: Request) -> Result<Bytes, Problem> {
+    let (head, body) = request.into_parts();
+    let declared = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .map(HeaderValue::as_bytes);
+    if !declared.is_none_or(is_json) {
+        return Err(Problem::new(Kind::UnsupportedMediaType)
+            .error("Content-Type", "must be application/json"));
+    }
+    let too_large = || {
+        Problem::new(Kind::BodyTooLarge)
+            .error("body", format!("must have at most {BODY_LIMIT} bytes"))
+    };
+    // A body that says it is too large is not read at all.
+    let length = head
+        .headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    if length.and_then(|length| length.parse::<u64>().ok()) > Some(BODY_LIMIT as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_LIMIT).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Problem::new(Kind::MalformedJson)
+            .detail("The body broke off. Send the request again.")
+            .error("body", "must be complete")),
+        Err(_) => Err(Problem::new(Kind::RequestTimeout).error("body", "must arrive within 5 s")),
+    }
+}
+
+fn is_json(media_type: &[u8]) -> bool {
+    let essence = media_type
+        .split(|byte| *byte == b';')
+        .next()
+        .unwrap_or_default();
+    let essence = essence.trim_ascii().to_ascii_lowercase();
+    essence == b"application/json"
+        || (essence.starts_with(b"application/") && essence.ends_with(b"+json"))
+}
+
+/// A JSON response.
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(body) => json_bytes(status, body.into()),
+        Err(error) => {
+            tracing::error!("a response could not be written as JSON: {error}");
+            Problem::new(Kind::Internal).into_response()
+        }
+    }
+}
+
+/// A response of JSON that is ready to send.
+fn json_bytes(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    set(
+        response.headers_mut(),
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+fn set(headers: &mut HeaderMap, name: header::HeaderName, value: HeaderValue) {
+    headers.insert(name, value);
+}
+
+/// A header's value from text that this program made; such text is always fit for one.
+fn header_value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+impl From<ItemsError> for Problem {
+    /// Logs the cause, which the client does not get to see.
+    fn from(error: ItemsError) -> Self {
+        match &error {
+            ItemsError::NotFound => return Problem::new(Kind::ItemNotFound),
+            ItemsError::Mismatch => {
+                return Problem::new(Kind::PreconditionFailed)
+                    .error("If-Match", "does not name the item's current version");
+            }
+            ItemsError::Store(cause) => match cause.failure() {
+                StoreFailure::Internal => {
+                    tracing::error!("{error}");
+                    return Problem::new(Kind::Internal);
+                }
+                StoreFailure::Overloaded => return Problem::new(Kind::Overloaded),
+                StoreFailure::Unavailable => {}
+            },
+            ItemsError::Engine(_) | ItemsError::Indeterminate { .. } | ItemsError::Cache(_) => {}
+        }
+        tracing::warn!("{error}");
+        match error {
+            ItemsError::Indeterminate { id, .. } => Problem::new(Kind::OutcomeUnknown)
+                .detail(format!(
+                    "The write may or may not have happened. Read /items/{id} before you send it \
+                     again."
+                ))
+                .header(header::LOCATION, header_value(format!("/items/{id}"))),
+            ItemsError::Cache(_) => Problem::new(Kind::CacheUnavailable),
+            _ => Problem::new(Kind::Unavailable),
+        }
+    }
+}

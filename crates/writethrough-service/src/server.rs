@@ -1,0 +1,320 @@
+//! The server: puts everything together, accepts connections, drains at the end.
+//!
+//! It listens first and then waits for Postgres, answering 503 meanwhile, so that an orchestrator
+//! sees a live process. It never waits for Redis.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use writethrough::{
+    Cache, Fence, InvalidSettings, LocalFence, MemoryCache, PostgresFence, RedisCache,
+    RedisSettings, Settings, WriteThrough,
+};
+
+use crate::app::App;
+use crate::config::{CacheBackend, Config, ConfigError, Database, without_secrets};
+use crate::items::Items;
+use crate::routes;
+use crate::store::postgres::{Connector, PostgresStore};
+use crate::store::sqlite::{OpenError, SqliteStore};
+use crate::store::{ItemStore, ObservedStore};
+
+/// How long a connection may be idle, and how long the head of a request may take to arrive.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The pause between two attempts to reach Postgres at start.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How often the log repeats that the service waits for Postgres.
+const REMINDER: Duration = Duration::from_secs(10);
+/// The longest that one attempt to connect and migrate may take.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Connections for the fence: one for the poll, one for everything else.
+const FENCE_POOL: usize = 2;
+
+/// Why the server did not start. Each displays as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address is not free, or not ours.
+    #[error("--listen (LISTEN_ADDR) is {0}, which cannot be listened on: {1}; use a free address")]
+    Listen(SocketAddr, std::io::Error),
+    /// The embedded database cannot be used.
+    #[error("--database (POSTGRES_URL, DATABASE_URL): {0}")]
+    Store(#[from] OpenError),
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Settings(#[from] InvalidSettings),
+}
+
+/// Starts servers.
+pub struct Server;
+
+/// A server that runs until [`Running::shutdown`].
+pub struct Running {
+    address: SocketAddr,
+    app: Arc<App>,
+    stop: watch::Sender<bool>,
+    accepting: JoinHandle<JoinSet<()>>,
+    drain: Duration,
+    drain_delay: Duration,
+}
+
+impl Server {
+    /// Listens and serves. With Postgres it returns before the database is reachable.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        let listen_error = |error| StartError::Listen(config.listen, error);
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let app = Arc::new(App::new(&config));
+        let stop = watch::Sender::new(false);
+
+        let settings = Settings {
+            consistency: config.consistency,
+            ttl: config.ttl,
+            ..Settings::default()
+        };
+        settings.validate()?;
+        let cache = cache(&config)?;
+        match &config.database {
+            Database::Sqlite(path) => {
+                let path = path.clone();
+                let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&path)).await;
+                let store = opened.unwrap_or_else(|_| Err(OpenError::Stopped))?;
+                make_ready(
+                    &app,
+                    settings,
+                    cache,
+                    Arc::new(LocalFence::new()),
+                    Arc::new(store),
+                )?;
+            }
+            Database::Temporary => {
+                let store = Arc::new(SqliteStore::temporary()?);
+                make_ready(&app, settings, cache, Arc::new(LocalFence::new()), store)?;
+            }
+            Database::Postgres(url) => {
+                let connector = Connector::new(url, &config.service_name)
+                    .map_err(|reason| database_error(url, &reason))?;
+                let store = PostgresStore::new(&connector, config.database_pool_size)
+                    .map_err(|reason| database_error(url, &reason))?;
+                let fence_pool = connector
+                    .pool(FENCE_POOL)
+                    .map_err(|reason| database_error(url, &reason))?;
+                let fence = Arc::new(PostgresFence::new(fence_pool));
+                let (app, mut stop) = (app.clone(), stop.subscribe());
+                tokio::spawn(async move {
+                    let ready = async {
+                        migrate(&connector).await;
+                        make_ready(&app, settings, cache, fence, Arc::new(store))
+                    };
+                    tokio::select! {
+                        result = ready => {
+                            // Cannot happen: the settings were checked above.
+                            if let Err(error) = result {
+                                tracing::error!("{error}");
+                            }
+                        }
+                        () = stopped(&mut stop) => {}
+                    }
+                });
+            }
+        }
+
+        let accepting = tokio::spawn(accept(
+            listener,
+            routes::router(app.clone()),
+            app.clone(),
+            config.max_connections,
+            stop.subscribe(),
+        ));
+        tracing::info!(
+            database = ?config.database,
+            cache = ?config.cache,
+            consistency = config.consistency.as_str(),
+            "listening on http://{address}"
+        );
+        Ok(Running {
+            address,
+            app,
+            stop,
+            accepting,
+            drain: config.drain,
+            drain_delay: config.drain_delay,
+        })
+    }
+}
+
+impl Running {
+    /// Where the server listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops: turns `/readyz` to 503, goes on accepting for the configured delay, lets requests under
+    /// way finish for the configured time, then ends whatever is left. Bounded.
+    pub async fn shutdown(self) {
+        self.app.set_draining();
+        sleep(self.drain_delay).await;
+        self.stop.send_replace(true);
+        if let Ok(mut connections) = self.accepting.await {
+            let drained = async { while connections.join_next().await.is_some() {} };
+            if timeout(self.drain, drained).await.is_err() {
+                tracing::warn!("{} connections were cut off at the end", connections.len());
+                connections.shutdown().await;
+            }
+        }
+        if let Some(items) = self.app.ready_items() {
+            items.shutdown().await;
+        }
+    }
+}
+
+/// Waits until the server is told to stop, or is gone.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn database_error(url: &str, reason: &str) -> ConfigError {
+    ConfigError {
+        setting: "--database (POSTGRES_URL, DATABASE_URL)",
+        value: without_secrets(url),
+        allowed: reason.to_owned(),
+    }
+}
+
+fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
+    Ok(match &config.cache {
+        CacheBackend::InProcess => Arc::new(MemoryCache::new(config.cache_capacity_bytes)),
+        CacheBackend::Redis(url) => {
+            // The client's own message may repeat the URL, so it is not passed on.
+            let wrong = |_| ConfigError {
+                setting: "--cache (REDIS_URL)",
+                value: without_secrets(url),
+                allowed: "use `redis://HOST:PORT/DB`, with DB a number".to_owned(),
+            };
+            Arc::new(RedisCache::connect(RedisSettings::new(url.as_str())).map_err(wrong)?)
+        }
+    })
+}
+
+fn make_ready(
+    app: &Arc<App>,
+    settings: Settings,
+    cache: Arc<dyn Cache>,
+    fence: Arc<dyn Fence>,
+    store: Arc<dyn ItemStore>,
+) -> Result<(), InvalidSettings> {
+    let engine = WriteThrough::start(settings, cache, fence)?;
+    let store = Arc::new(ObservedStore::new(store, app.metrics.clone()));
+    app.set_ready(Arc::new(Items::new(engine, store, app.metrics.clone())));
+    Ok(())
+}
+
+/// Connects to Postgres and migrates, however long it takes.
+async fn migrate(connector: &Connector) {
+    let address = connector.address();
+    let mut reminded: Option<Instant> = None;
+    loop {
+        let attempt = async {
+            let mut client = connector
+                .connect()
+                .await
+                .map_err(|error| crate::store::chain(&error))?;
+            PostgresStore::migrate(&mut client).await
+        };
+        let reason = match timeout(MIGRATION_TIMEOUT, attempt).await {
+            Ok(Ok(())) => break,
+            Ok(Err(reason)) => reason,
+            Err(_) => format!("not done within {} s", MIGRATION_TIMEOUT.as_secs()),
+        };
+        if reminded.is_none_or(|at| at.elapsed() >= REMINDER) {
+            tracing::warn!("waiting for Postgres at {address}: {reason}");
+            reminded = Some(Instant::now());
+        }
+        sleep(RETRY_PAUSE).await;
+    }
+    tracing::info!("Postgres at {address} is ready");
+}
+
+/// Accepts connections until told to stop; returns those that are still open.
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    app: Arc<App>,
+    limit: usize,
+    mut stop: watch::Receiver<bool>,
+) -> JoinSet<()> {
+    let places = Arc::new(Semaphore::new(limit));
+    let mut connections = JoinSet::new();
+    loop {
+        let until = stop.clone();
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        tokio::select! {
+            () = stopped(&mut stop) => return connections,
+            Some(_) = connections.join_next() => {}
+            (place, accepted) = next => match (place, accepted) {
+                (Ok(place), Ok((stream, _))) => {
+                    let (router, app) = (router.clone(), app.clone());
+                    connections.spawn(async move {
+                        app.metrics.connections().inc();
+                        serve(stream, router, until).await;
+                        app.metrics.connections().dec();
+                        drop(place);
+                    });
+                }
+                (_, Err(error)) => {
+                    // Out of file descriptors, most likely: some will come free.
+                    tracing::warn!("a connection could not be accepted: {error}");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                (Err(_), _) => return connections,
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+    // Small responses must not wait for the acknowledgement of the one before.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        result = connection.as_mut() => Some(result),
+        () = stopped(&mut stop) => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!("a connection ended: {error}");
+    }
+}

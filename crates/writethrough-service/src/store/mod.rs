@@ -1,0 +1,171 @@
+//! Stores: where items are kept for good. Two implementations of one trait, [`postgres`] and
+//! [`sqlite`], and [`ObservedStore`], which adds spans and metrics to either.
+//!
+//! Stores know SQL and items. They know nothing of HTTP and nothing of the cache, except for the
+//! [`Guard`] that a write must carry.
+
+use std::error::Error as StdError;
+
+use async_trait::async_trait;
+use writethrough::{Guard, OpError};
+
+use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest};
+
+mod observed;
+pub mod postgres;
+pub mod sqlite;
+
+pub use observed::{ObservedStore, Operation};
+
+/// What a caller can do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreFailure {
+    /// The store cannot be reached, or refuses everybody: try again later.
+    Unavailable,
+    /// The store has no room for one more request now: try again later.
+    Overloaded,
+    /// A fault of this program or of the schema.
+    Internal,
+}
+
+/// A failed operation. The message is for the log, never for a client.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    failure: StoreFailure,
+    message: String,
+}
+
+impl StoreError {
+    /// An error with a message of its own.
+    pub fn new(failure: StoreFailure, message: impl Into<String>) -> Self {
+        Self {
+            failure,
+            message: message.into(),
+        }
+    }
+
+    /// An error with the messages of another one and all its causes.
+    pub fn from_source(failure: StoreFailure, error: &(dyn StdError + 'static)) -> Self {
+        Self {
+            failure,
+            message: chain(error),
+        }
+    }
+
+    /// What a caller can do about it.
+    #[must_use]
+    pub fn failure(&self) -> StoreFailure {
+        self.failure
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    message.replace('\n', " ")
+}
+
+/// Which versions of an item a write accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Any.
+    None,
+    /// One of these.
+    VersionIn(Vec<i64>),
+}
+
+impl Condition {
+    /// Whether the version is accepted.
+    #[must_use]
+    pub fn accepts(&self, version: i64) -> bool {
+        match self {
+            Self::None => true,
+            Self::VersionIn(versions) => versions.contains(&version),
+        }
+    }
+}
+
+/// What a conditional write found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change<T> {
+    /// It was done.
+    Done(T),
+    /// There is no such item; nothing was done.
+    Missing,
+    /// The item has a version that the condition does not accept; nothing was done.
+    Mismatch,
+}
+
+/// The outcome of a write: an [`OpError`] says whether it may have had an effect.
+pub type WriteResult<T> = Result<T, OpError<StoreError>>;
+
+/// The use of a store's connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    /// The most there can be.
+    pub limit: usize,
+    /// Open ones.
+    pub open: usize,
+    /// Open ones at work.
+    pub used: usize,
+    /// Requests waiting for one.
+    pub waiting: usize,
+}
+
+/// Keeps items. Every call is bounded in time.
+///
+/// # Consistency
+///
+/// Reads see every write that was acknowledged before they began. A write either happens under its
+/// guard's epoch or not at all; in textbook and off mode the guard is the one of epoch 0 and is not
+/// checked.
+///
+/// # Cancellation
+///
+/// A dropped read has no effect. A dropped write may or may not happen.
+#[async_trait]
+pub trait ItemStore: Send + Sync + 'static {
+    /// The name of the database as OpenTelemetry writes it: `postgresql` or `sqlite`.
+    fn system(&self) -> &'static str;
+
+    /// Reads one item.
+    async fn select(&self, id: ItemId) -> Result<Option<Item>, StoreError>;
+
+    /// Reads a part of the list.
+    async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError>;
+
+    /// Adds an item.
+    async fn insert(&self, guard: Guard, item: NewItem) -> WriteResult<Item>;
+
+    /// Replaces an item's fields, if its version is accepted.
+    async fn update(
+        &self,
+        guard: Guard,
+        id: ItemId,
+        fields: ItemFields,
+        condition: Condition,
+    ) -> WriteResult<Change<Item>>;
+
+    /// Removes an item, if its version is accepted.
+    async fn delete(
+        &self,
+        guard: Guard,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<Change<()>>;
+
+    /// Asks for a sign of life, within a second or so.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// The use of connections now.
+    fn pool_use(&self) -> PoolUse;
+
+    /// Lets go of everything. Requests that come later fail.
+    async fn close(&self);
+}

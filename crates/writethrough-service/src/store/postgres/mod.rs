@@ -1,0 +1,540 @@
+//! Items in Postgres: one prepared statement and one round trip for each operation, with the guard
+//! inside the writing ones.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool_postgres::{Object, Pool, PoolError};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
+use writethrough::{Guard, OpError, PostgresFence};
+
+use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult, chain};
+use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price};
+
+mod connect;
+
+pub use connect::{Connector, check_url};
+use connect::{POOL_WAIT, STATEMENT_TIMEOUT};
+
+/// Keeps two nodes from migrating at once; any fixed number that nobody else uses.
+const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6802;
+/// The longest that a sign of life may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+const MIGRATIONS: &[(&str, &str)] = &[(
+    "V1__create_items",
+    include_str!("migrations/V1__create_items.sql"),
+)];
+
+macro_rules! columns {
+    () => {
+        "items.id, items.name, items.description, items.price, items.created_at, \
+         items.updated_at, items.version"
+    };
+}
+
+const SELECT: &str = concat!("SELECT ", columns!(), " FROM items WHERE id = $1");
+
+const SELECT_NEWEST: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM items ORDER BY created_at DESC, id DESC LIMIT $1"
+);
+
+const SELECT_AFTER: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM items WHERE (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $1"
+);
+
+/// A writing statement in its two forms: with the guard of its epoch, and, for the modes that have no
+/// epochs, without. Both take the same parameters, so both are written once.
+struct Guarded {
+    with_guard: &'static str,
+    without: &'static str,
+    types: &'static [Type],
+}
+
+/// `$guard` stands where the statement names its sources.
+macro_rules! guarded {
+    ($types:expr; $($before:expr),+; guard; $($after:expr),+) => {
+        Guarded {
+            with_guard: concat!($($before,)+ "writethrough.guard($1)", $($after),+),
+            without: concat!($($before,)+ "(SELECT $1::bigint) AS no_guard", $($after),+),
+            types: $types,
+        }
+    };
+}
+
+const INSERT: Guarded = guarded!(
+    &[Type::INT8, Type::UUID, Type::TEXT, Type::TEXT, Type::NUMERIC];
+    "INSERT INTO items (id, name, description, price) SELECT $2, $3, $4, $5 FROM ";
+    guard;
+    " RETURNING ", columns!()
+);
+
+/// The second part tells "no such item" (no row) from "another version" (a row that is not `done`).
+const UPDATE: Guarded = guarded!(
+    &[Type::INT8, Type::UUID, Type::TEXT, Type::TEXT, Type::NUMERIC, Type::INT8_ARRAY];
+    "WITH changed AS (UPDATE items SET name = $3, description = $4, price = $5, \
+     updated_at = greatest(now(), items.updated_at), version = items.version + 1 FROM ";
+    guard;
+    " WHERE items.id = $2 AND ($6::bigint[] IS NULL OR items.version = ANY ($6)) RETURNING ",
+    columns!(),
+    ") SELECT ", "items.*, true AS done FROM changed AS items UNION ALL SELECT ",
+    columns!(),
+    ", false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)"
+);
+
+const DELETE: Guarded = guarded!(
+    &[Type::INT8, Type::UUID, Type::INT8_ARRAY];
+    "WITH changed AS (DELETE FROM items USING ";
+    guard;
+    " WHERE items.id = $2 AND ($3::bigint[] IS NULL OR items.version = ANY ($3)) \
+     RETURNING items.id) SELECT true AS done FROM changed UNION ALL \
+     SELECT false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)"
+);
+
+/// Items in Postgres.
+pub struct PostgresStore {
+    pool: Pool,
+    /// A connection of its own, so that a pool with no free one is not taken for a dead server.
+    probe: Pool,
+}
+
+/// A pooled connection that is thrown away unless its work was seen to end: the reply to an abandoned
+/// query would hold up whoever came next.
+struct Lent(Option<Object>);
+
+impl Lent {
+    fn give_back(mut self) {
+        self.0.take();
+    }
+
+    fn throw_away(mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
+        }
+    }
+}
+
+/// Why a statement gave no answer.
+enum Failure {
+    /// It was never sent.
+    NotSent(StoreError),
+    /// The server answered with an error, so it had no effect.
+    Refused(Box<tokio_postgres::Error>),
+    /// It was sent, and then the connection was lost.
+    Lost(StoreError),
+    /// It was sent, and there was no answer in time.
+    Unanswered(StoreError),
+}
+
+impl PostgresStore {
+    /// Items behind this connector, with at most `pool_size` connections.
+    ///
+    /// # Errors
+    ///
+    /// A bound that the pool refuses.
+    pub fn new(connector: &Connector, pool_size: usize) -> Result<Self, String> {
+        Ok(Self {
+            pool: connector.pool(pool_size)?,
+            probe: connector.pool(1)?,
+        })
+    }
+
+    /// Installs or upgrades the tables of items and of the fence. Safe to call from every node at
+    /// once.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be done; doing it again is safe.
+    pub async fn migrate(client: &mut Client) -> Result<(), String> {
+        PostgresFence::migrate(client)
+            .await
+            .map_err(|error| chain(&error))?;
+        let migrations = MIGRATIONS
+            .iter()
+            .map(|(name, sql)| refinery::Migration::unapplied(name, sql))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| chain(&error))?;
+        let mut runner = refinery::Runner::new(&migrations);
+        runner.set_migration_table_name("items_schema_history");
+        let lock: &[&(dyn ToSql + Sync)] = &[&MIGRATION_LOCK];
+        client
+            .execute("SELECT pg_advisory_lock($1)", lock)
+            .await
+            .map_err(|error| chain(&error))?;
+        let migrated = runner
+            .run_async(client)
+            .await
+            .map_err(|error| chain(&error));
+        let unlocked = client.execute("SELECT pg_advisory_unlock($1)", lock).await;
+        migrated?;
+        unlocked.map_err(|error| chain(&error))?;
+        Ok(())
+    }
+
+    async fn connection(pool: &Pool) -> Result<Lent, StoreError> {
+        // Waiting for a free connection and making a new one share one bound.
+        match timeout(POOL_WAIT, pool.get()).await {
+            Ok(Ok(object)) => Ok(Lent(Some(object))),
+            Ok(Err(error)) => Err(match &error {
+                PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => {
+                    StoreError::from_source(StoreFailure::Overloaded, &error)
+                }
+                _ => StoreError::from_source(StoreFailure::Unavailable, &error),
+            }),
+            Err(_) => {
+                let status = pool.status();
+                let all_open = status.size >= status.max_size;
+                let failure = if all_open {
+                    StoreFailure::Overloaded
+                } else {
+                    StoreFailure::Unavailable
+                };
+                Err(StoreError::new(
+                    failure,
+                    "no connection to Postgres within 1 s",
+                ))
+            }
+        }
+    }
+
+    async fn query_once(
+        &self,
+        statement: &str,
+        types: &[Type],
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        let lent = Self::connection(&self.pool)
+            .await
+            .map_err(Failure::NotSent)?;
+        let Some(client) = lent.0.as_ref() else {
+            return Err(Failure::NotSent(StoreError::new(
+                StoreFailure::Internal,
+                "no connection was lent",
+            )));
+        };
+        let prepared = match timeout(
+            STATEMENT_TIMEOUT,
+            client.prepare_typed_cached(statement, types),
+        )
+        .await
+        {
+            Ok(Ok(prepared)) => prepared,
+            // Preparing has no effect, whatever became of it.
+            Ok(Err(error)) => {
+                let failure = failure_of(&error);
+                return Err(Failure::NotSent(StoreError::from_source(failure, &error)));
+            }
+            Err(_) => return Err(Failure::NotSent(no_answer())),
+        };
+        match timeout(STATEMENT_TIMEOUT, client.query(&prepared, parameters)).await {
+            Ok(Ok(rows)) => {
+                lent.give_back();
+                Ok(rows)
+            }
+            Ok(Err(error)) if refused(&error) => {
+                if wants_another_connection(&error) {
+                    lent.throw_away();
+                } else {
+                    lent.give_back();
+                }
+                Err(Failure::Refused(Box::new(error)))
+            }
+            Ok(Err(error)) => Err(Failure::Lost(StoreError::from_source(
+                StoreFailure::Unavailable,
+                &error,
+            ))),
+            Err(_) => Err(Failure::Unanswered(no_answer())),
+        }
+    }
+
+    /// Reads, once more on a fresh connection if the first one turned out to be dead: after a restart
+    /// of the server a pool is full of dead ones.
+    async fn read(
+        &self,
+        statement: &str,
+        types: &[Type],
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, StoreError> {
+        let mut again = true;
+        loop {
+            let failure = match self.query_once(statement, types, parameters).await {
+                Ok(rows) => return Ok(rows),
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::Lost(_) if again => again = false,
+                Failure::NotSent(error) | Failure::Lost(error) | Failure::Unanswered(error) => {
+                    return Err(error);
+                }
+                Failure::Refused(error) => {
+                    return Err(StoreError::from_source(failure_of(&error), error.as_ref()));
+                }
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        guard: &Guard,
+        statement: &Guarded,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> WriteResult<Vec<Row>> {
+        let text = if guard.epoch().0 == 0 {
+            statement.without
+        } else {
+            statement.with_guard
+        };
+        self.query_once(text, statement.types, parameters)
+            .await
+            .map_err(|failure| match failure {
+                Failure::NotSent(error) => OpError::Rejected(error),
+                Failure::Lost(error) | Failure::Unanswered(error) => OpError::Unknown(error),
+                Failure::Refused(error) if writethrough::postgres::is_fenced(&error) => {
+                    OpError::Fenced
+                }
+                Failure::Refused(error) => {
+                    OpError::Rejected(StoreError::from_source(failure_of(&error), error.as_ref()))
+                }
+            })
+    }
+}
+
+fn no_answer() -> StoreError {
+    StoreError::new(
+        StoreFailure::Unavailable,
+        format!(
+            "no answer from Postgres within {} s",
+            STATEMENT_TIMEOUT.as_secs()
+        ),
+    )
+}
+
+/// Whether the server said that the statement had no effect. A fatal error ends the connection, also
+/// while a commit is under way, so it says nothing.
+fn refused(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| {
+        use tokio_postgres::error::Severity::{Fatal, Panic};
+        let ended = match error.parsed_severity() {
+            Some(severity) => matches!(severity, Fatal | Panic),
+            None => matches!(error.severity(), "FATAL" | "PANIC"),
+        };
+        !ended && !error.code().code().starts_with("08")
+    })
+}
+
+/// Whether the server is now a replica: a connection to it is of no more use.
+fn wants_another_connection(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
+fn failure_of(error: &tokio_postgres::Error) -> StoreFailure {
+    let Some(code) = error.code() else {
+        return StoreFailure::Unavailable;
+    };
+    match &code.code()[..2] {
+        // Connection, resources, operator intervention, transaction rollback, system error.
+        "08" | "53" | "57" | "40" | "58" | "55" => StoreFailure::Unavailable,
+        _ if wants_another_connection(error) => StoreFailure::Unavailable,
+        // Authentication, an unknown database: a matter of the server's configuration, not of the
+        // request.
+        "28" | "3D" => StoreFailure::Unavailable,
+        _ => StoreFailure::Internal,
+    }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> StoreError {
+    StoreError::new(
+        StoreFailure::Internal,
+        format!("a row could not be read: {error}"),
+    )
+}
+
+fn item(row: &Row) -> Result<Item, StoreError> {
+    fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
+        row: &'a Row,
+        index: usize,
+    ) -> Result<T, StoreError> {
+        row.try_get(index).map_err(unreadable)
+    }
+    Ok(Item {
+        id: column::<Uuid>(row, 0)?.into(),
+        fields: ItemFields {
+            name: column(row, 1)?,
+            description: column(row, 2)?,
+            price: Price::from_decimal(column(row, 3)?).map_err(unreadable)?,
+        },
+        created_at: column::<OffsetDateTime>(row, 4)?.into(),
+        updated_at: column::<OffsetDateTime>(row, 5)?.into(),
+        version: column(row, 6)?,
+    })
+}
+
+/// A row that could not be read after a write: the write has happened.
+fn written<T>(result: Result<T, StoreError>) -> WriteResult<T> {
+    result.map_err(OpError::Unknown)
+}
+
+fn versions(condition: Condition) -> Option<Vec<i64>> {
+    match condition {
+        Condition::None => None,
+        Condition::VersionIn(versions) => Some(versions),
+    }
+}
+
+/// The row was there when the statement began and was not changed: for lack of a matching version,
+/// or, when any version would have done, because another write removed it meanwhile.
+fn not_done<T>(unconditional: bool) -> Change<T> {
+    if unconditional {
+        Change::Missing
+    } else {
+        Change::Mismatch
+    }
+}
+
+#[async_trait]
+impl ItemStore for PostgresStore {
+    fn system(&self) -> &'static str {
+        "postgresql"
+    }
+
+    async fn select(&self, id: ItemId) -> Result<Option<Item>, StoreError> {
+        let rows = self.read(SELECT, &[Type::UUID], &[&id.uuid()]).await?;
+        rows.first().map(item).transpose()
+    }
+
+    async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError> {
+        let limit = i64::from(request.limit) + 1;
+        let rows = match request.after {
+            None => self.read(SELECT_NEWEST, &[Type::INT8], &[&limit]).await?,
+            Some(cursor) => {
+                let types = &[Type::INT8, Type::TIMESTAMPTZ, Type::UUID];
+                let (time, id) = (cursor.created_at.date_time(), cursor.id.uuid());
+                self.read(SELECT_AFTER, types, &[&limit, &time, &id])
+                    .await?
+            }
+        };
+        let items = rows.iter().map(item).collect::<Result<_, _>>()?;
+        Ok(Page::from_rows(items, request.limit))
+    }
+
+    async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
+        let NewItem { id, fields } = new;
+        let rows = self
+            .write(
+                &guard,
+                &INSERT,
+                &[
+                    &guard.parameter(),
+                    &id.uuid(),
+                    &fields.name,
+                    &fields.description,
+                    &fields.price.decimal(),
+                ],
+            )
+            .await?;
+        written(
+            rows.first()
+                .ok_or_else(|| unreadable("none was returned"))
+                .and_then(item),
+        )
+    }
+
+    async fn update(
+        &self,
+        guard: Guard,
+        id: ItemId,
+        fields: ItemFields,
+        condition: Condition,
+    ) -> WriteResult<Change<Item>> {
+        let unconditional = condition == Condition::None;
+        let rows = self
+            .write(
+                &guard,
+                &UPDATE,
+                &[
+                    &guard.parameter(),
+                    &id.uuid(),
+                    &fields.name,
+                    &fields.description,
+                    &fields.price.decimal(),
+                    &versions(condition),
+                ],
+            )
+            .await?;
+        let Some(row) = rows.first() else {
+            return Ok(Change::Missing);
+        };
+        if written(row.try_get(7).map_err(unreadable))? {
+            Ok(Change::Done(written(item(row))?))
+        } else {
+            Ok(not_done(unconditional))
+        }
+    }
+
+    async fn delete(
+        &self,
+        guard: Guard,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<Change<()>> {
+        let unconditional = condition == Condition::None;
+        let parameters: &[&(dyn ToSql + Sync)] =
+            &[&guard.parameter(), &id.uuid(), &versions(condition)];
+        let rows = self.write(&guard, &DELETE, parameters).await?;
+        let Some(row) = rows.first() else {
+            return Ok(Change::Missing);
+        };
+        if written(row.try_get(0).map_err(unreadable))? {
+            Ok(Change::Done(()))
+        } else {
+            Ok(not_done(unconditional))
+        }
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        let lent = Self::connection(&self.probe).await?;
+        let Some(client) = lent.0.as_ref() else {
+            return Err(no_answer());
+        };
+        match timeout(PING_TIMEOUT, client.simple_query("")).await {
+            Ok(Ok(_)) => {
+                lent.give_back();
+                Ok(())
+            }
+            Ok(Err(error)) => Err(StoreError::from_source(StoreFailure::Unavailable, &error)),
+            Err(_) => Err(no_answer()),
+        }
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        let status = self.pool.status();
+        PoolUse {
+            limit: status.max_size,
+            open: status.size,
+            used: status.size.saturating_sub(status.available),
+            waiting: status.waiting,
+        }
+    }
+
+    async fn close(&self) {
+        self.pool.close();
+        self.probe.close();
+    }
+}

@@ -1,0 +1,673 @@
+//! Items in SQLite: one file of one process, for the embedded default.
+//!
+//! One thread writes, several read (write-ahead log), each with a connection of its own and a bounded
+//! queue. Writes that wait together are committed together, and each is answered after the commit.
+//! Prices are whole cents and times whole microseconds. A second process on the same file is refused.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+use writethrough::{Guard, OpError};
+
+use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
+use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
+
+/// Threads that read.
+const READERS: usize = 2;
+/// Requests that wait for one thread; more are refused.
+const QUEUE: usize = 256;
+/// Writes committed together at most.
+const BATCH: usize = 64;
+/// The longest wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Each migration brings `user_version` from its index to the next.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE items (
+        id          BLOB PRIMARY KEY,
+        name        TEXT NOT NULL,
+        description TEXT,
+        price_cents INTEGER NOT NULL CHECK (price_cents BETWEEN 0 AND 9999999999),
+        created_us  INTEGER NOT NULL,
+        updated_us  INTEGER NOT NULL,
+        version     INTEGER NOT NULL DEFAULT 1 CHECK (version > 0)
+    ) STRICT, WITHOUT ROWID;
+
+    -- The order of the list, newest first; the id makes it total.
+    CREATE INDEX items_newest_first ON items (created_us DESC, id DESC);
+
+    INSERT INTO items (id, name, description, price_cents, created_us, updated_us)
+    SELECT column1, column2, column3, column4, now, now FROM (
+        VALUES
+        (x'550e8400e29b41d4a716446655440001', 'Sample item 1',
+         'The first of three rows to try things on.', 1999),
+        (x'550e8400e29b41d4a716446655440002', 'Sample item 2', 'The second one.', 2999),
+        (x'550e8400e29b41d4a716446655440003', 'Sample item 3', NULL, 3999)
+    ), (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) * 1000 AS now);
+"];
+
+const COLUMNS: &str = "id, name, description, price_cents, created_us, updated_us, version";
+
+/// Why the file cannot be used. Each is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("{0} is in use by another process; stop it or choose another file")]
+    InUse(PathBuf),
+    /// It cannot be made or opened.
+    #[error("{0} cannot be opened: {1}")]
+    Io(PathBuf, String),
+    /// The process ended meanwhile.
+    #[error("the process stops")]
+    Stopped,
+    /// It is not a database of this program, or of a newer one.
+    #[error("{0} cannot be used: {1}")]
+    Unusable(PathBuf, String),
+}
+
+/// Does a write and says how to answer once it is known whether it was committed.
+type WriteJob = Box<dyn FnOnce(&Connection) -> Answer + Send>;
+type Answer = Box<dyn FnOnce(Commit) + Send>;
+type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
+
+/// What became of the transaction that a write was in.
+#[derive(Clone)]
+enum Commit {
+    Done,
+    /// Nothing of it is in the file.
+    RolledBack(String),
+    /// The commit itself failed.
+    Unknown(String),
+}
+
+/// Items in SQLite.
+pub struct SqliteStore {
+    writer: Mutex<Option<SyncSender<WriteJob>>>,
+    readers: Mutex<Vec<SyncSender<ReadJob>>>,
+    next_reader: AtomicUsize,
+    waiting: Arc<AtomicUsize>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held for as long as the store lives.
+    _lock: Option<File>,
+}
+
+impl SqliteStore {
+    /// Opens or makes the file, migrates it and starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let lock = lock(path)?;
+        let unusable =
+            |error: rusqlite::Error| OpenError::Unusable(path.to_owned(), super::chain(&error));
+        let mut writer = Connection::open(path).map_err(unusable)?;
+        migrate(&mut writer, path)?;
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            readers.push(Connection::open_with_flags(path, flags).map_err(unusable)?);
+        }
+        Self::start(writer, readers, Some(lock))
+            .map_err(|error| OpenError::Io(path.to_owned(), error.to_string()))
+    }
+
+    /// A database that vanishes with the store.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn temporary() -> Result<Self, OpenError> {
+        let path = PathBuf::from(":memory:");
+        let unusable =
+            |error: rusqlite::Error| OpenError::Unusable(path.clone(), super::chain(&error));
+        let mut writer = Connection::open_in_memory().map_err(unusable)?;
+        migrate(&mut writer, &path)?;
+        // A database in memory belongs to one connection, which then reads as well.
+        let store = Self::start(writer, Vec::new(), None);
+        store.map_err(|error| OpenError::Io(path.clone(), error.to_string()))
+    }
+
+    fn start(
+        writer: Connection,
+        readers: Vec<Connection>,
+        lock: Option<File>,
+    ) -> std::io::Result<Self> {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let mut threads = Vec::new();
+        let (write, jobs) = sync_channel(QUEUE);
+        threads.push(thread("sqlite-write", {
+            let waiting = waiting.clone();
+            move || run_writer(&writer, &jobs, &waiting)
+        })?);
+        let mut senders = Vec::new();
+        for reader in readers {
+            let (read, jobs) = sync_channel::<ReadJob>(QUEUE);
+            let waiting = waiting.clone();
+            threads.push(thread("sqlite-read", move || {
+                while let Ok(job) = jobs.recv() {
+                    waiting.fetch_sub(1, Ordering::Relaxed);
+                    job(&reader);
+                }
+            })?);
+            senders.push(read);
+        }
+        Ok(Self {
+            writer: Mutex::new(Some(write)),
+            readers: Mutex::new(senders),
+            next_reader: AtomicUsize::new(0),
+            waiting,
+            threads: Mutex::new(threads),
+            _lock: lock,
+        })
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job = move |connection: &Connection| {
+            // Whoever asked may have gone.
+            let _ = answer.send(work(connection));
+        };
+        self.send_read(Box::new(job))?;
+        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+            Ok(Ok(result)) => result.map_err(|error| failed(&error)),
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(StoreError::new(
+                StoreFailure::Overloaded,
+                "no answer from SQLite in time",
+            )),
+        }
+    }
+
+    fn send_read(&self, mut job: ReadJob) -> Result<(), StoreError> {
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.is_empty() {
+            drop(readers);
+            return self.send_write(Box::new(move |connection| {
+                job(connection);
+                Box::new(|_| ())
+            }));
+        }
+        let first = self.next_reader.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        for offset in 0..readers.len() {
+            match readers[(first + offset) % readers.len()].try_send(job) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(refused) | TrySendError::Disconnected(refused)) => {
+                    job = refused;
+                }
+            }
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Err(full())
+    }
+
+    fn send_write(&self, job: WriteJob) -> Result<(), StoreError> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = writer.as_ref().ok_or_else(closed)?;
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        writer.try_send(job).map_err(|refused| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            match refused {
+                TrySendError::Full(_) => full(),
+                TrySendError::Disconnected(_) => closed(),
+            }
+        })
+    }
+
+    /// Runs one writing statement. The guard goes along to the writer and is held until the commit.
+    async fn write<T: Send + 'static>(
+        &self,
+        guard: Guard,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> WriteResult<T> {
+        let (answer, answered) = oneshot::channel();
+        self.send_write(Box::new(move |connection| {
+            let result = work(connection);
+            Box::new(move |commit| {
+                let result = match (result, commit) {
+                    (Err(error), _) => Err(OpError::Rejected(failed(&error))),
+                    (Ok(value), Commit::Done) => Ok(value),
+                    (Ok(_), Commit::RolledBack(why)) => Err(OpError::Rejected(StoreError::new(
+                        StoreFailure::Unavailable,
+                        why,
+                    ))),
+                    (Ok(_), Commit::Unknown(why)) => Err(OpError::Unknown(StoreError::new(
+                        StoreFailure::Unavailable,
+                        why,
+                    ))),
+                };
+                let _ = answer.send(result);
+                drop(guard);
+            })
+        }))
+        .map_err(OpError::Rejected)?;
+        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(OpError::Unknown(closed())),
+            Err(_) => Err(OpError::Unknown(StoreError::new(
+                StoreFailure::Unavailable,
+                "no answer from SQLite in time",
+            ))),
+        }
+    }
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+}
+
+/// Runs waiting writes in one transaction, commits it, answers them.
+fn run_writer(connection: &Connection, jobs: &Receiver<WriteJob>, waiting: &AtomicUsize) {
+    while let Ok(first) = jobs.recv() {
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        let mut answers = vec![first(connection)];
+        // Outside of a transaction (it could not begin, or an error such as a full disk ended it) a
+        // further write would stand on its own.
+        while answers.len() < BATCH && !connection.is_autocommit() {
+            match jobs.try_recv() {
+                Ok(job) => {
+                    waiting.fetch_sub(1, Ordering::Relaxed);
+                    answers.push(job(connection));
+                }
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+            }
+        }
+        let commit = match begun {
+            Err(error) => Commit::Unknown(error.to_string()),
+            Ok(()) if connection.is_autocommit() => {
+                Commit::RolledBack("SQLite ended the transaction".to_owned())
+            }
+            Ok(()) => match connection.execute_batch("COMMIT") {
+                Ok(()) => Commit::Done,
+                Err(error) => {
+                    let _ = connection.execute_batch("ROLLBACK");
+                    Commit::Unknown(error.to_string())
+                }
+            },
+        };
+        for answer in answers {
+            answer(commit.clone());
+        }
+    }
+}
+
+/// Takes the lock file beside the database. The lock goes with the process, whatever ends it.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&name)
+        .map_err(|error| OpenError::Io(path.to_owned(), error.to_string()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
+        Err(TryLockError::Error(error)) => Err(OpenError::Io(path.to_owned(), error.to_string())),
+    }
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let unusable = |why: String| OpenError::Unusable(path.to_owned(), why);
+    let run = |connection: &mut Connection| -> rusqlite::Result<Option<i64>> {
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // What was acknowledged survives a loss of power; commits are shared, so it costs little.
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        let transaction =
+            connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let version: i64 =
+            transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+        if version > known {
+            return Ok(Some(version));
+        }
+        for (index, migration) in (0..).zip(MIGRATIONS) {
+            if index >= version {
+                transaction.execute_batch(migration)?;
+            }
+        }
+        transaction.pragma_update(None, "user_version", known)?;
+        transaction.commit()?;
+        Ok(None)
+    };
+    match run(connection) {
+        Ok(None) => Ok(()),
+        Ok(Some(version)) => Err(unusable(format!(
+            "it was written by a newer version of this program (schema {version}, known up to {})",
+            MIGRATIONS.len()
+        ))),
+        Err(error) => Err(unusable(super::chain(&error))),
+    }
+}
+
+/// The time now, in microseconds. Shown to people and used to order the list; no decision about what
+/// is current rests on it.
+#[allow(clippy::disallowed_methods)]
+fn now_us() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_micros()).ok())
+        .unwrap_or(0)
+}
+
+fn failed(error: &rusqlite::Error) -> StoreError {
+    use rusqlite::ErrorCode;
+    let failure = match error.sqlite_error_code() {
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::DiskFull
+            | ErrorCode::OutOfMemory
+            | ErrorCode::CannotOpen
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::ReadOnly,
+        ) => StoreFailure::Unavailable,
+        _ => StoreFailure::Internal,
+    };
+    StoreError::from_source(failure, error)
+}
+
+fn full() -> StoreError {
+    StoreError::new(
+        StoreFailure::Overloaded,
+        "too many requests wait for SQLite",
+    )
+}
+
+fn closed() -> StoreError {
+    StoreError::new(StoreFailure::Unavailable, "the store is closed")
+}
+
+fn item(row: &Row<'_>) -> rusqlite::Result<Item> {
+    fn out_of_range(index: usize) -> rusqlite::Error {
+        rusqlite::Error::IntegralValueOutOfRange(index, 0)
+    }
+    let time = |index: usize| -> rusqlite::Result<Timestamp> {
+        Timestamp::from_micros(row.get(index)?).ok_or_else(|| out_of_range(index))
+    };
+    let id: [u8; 16] = row.get(0)?;
+    Ok(Item {
+        id: Uuid::from_bytes(id).into(),
+        fields: ItemFields {
+            name: row.get(1)?,
+            description: row.get(2)?,
+            price: Price::from_cents(row.get(3)?).map_err(|_| out_of_range(3))?,
+        },
+        created_at: time(4)?,
+        updated_at: time(5)?,
+        version: row.get(6)?,
+    })
+}
+
+fn key(id: ItemId) -> [u8; 16] {
+    *id.uuid().as_bytes()
+}
+
+fn version_of(connection: &Connection, id: ItemId) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT version FROM items WHERE id = ?1")?
+        .query_row([key(id)], |row| row.get(0))
+        .optional()
+}
+
+#[async_trait]
+impl ItemStore for SqliteStore {
+    fn system(&self) -> &'static str {
+        "sqlite"
+    }
+
+    async fn select(&self, id: ItemId) -> Result<Option<Item>, StoreError> {
+        self.read(move |connection| {
+            connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM items WHERE id = ?1"))?
+                .query_row([key(id)], item)
+                .optional()
+        })
+        .await
+    }
+
+    async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError> {
+        let limit = i64::from(request.limit) + 1;
+        let items = self
+            .read(move |connection| match request.after {
+                None => connection
+                    .prepare_cached(&format!(
+                        "SELECT {COLUMNS} FROM items ORDER BY created_us DESC, id DESC LIMIT ?1"
+                    ))?
+                    .query_map([limit], item)?
+                    .collect::<Result<Vec<_>, _>>(),
+                Some(cursor) => connection
+                    .prepare_cached(&format!(
+                        "SELECT {COLUMNS} FROM items WHERE (created_us, id) < (?2, ?3) \
+                         ORDER BY created_us DESC, id DESC LIMIT ?1"
+                    ))?
+                    .query_map(
+                        params![limit, cursor.created_at.micros(), key(cursor.id)],
+                        item,
+                    )?
+                    .collect(),
+            })
+            .await?;
+        Ok(Page::from_rows(items, request.limit))
+    }
+
+    async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
+        self.write(guard, move |connection| {
+            let NewItem { id, fields } = new;
+            connection
+                .prepare_cached(&format!(
+                    "INSERT INTO items (id, name, description, price_cents, created_us, updated_us) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?5) RETURNING {COLUMNS}"
+                ))?
+                .query_row(
+                    params![
+                        key(id),
+                        fields.name,
+                        fields.description,
+                        fields.price.cents(),
+                        now_us()
+                    ],
+                    item,
+                )
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        guard: Guard,
+        id: ItemId,
+        fields: ItemFields,
+        condition: Condition,
+    ) -> WriteResult<Change<Item>> {
+        self.write(guard, move |connection| {
+            // Only this thread writes, so nothing changes between the two statements.
+            match version_of(connection, id)? {
+                None => return Ok(Change::Missing),
+                Some(version) if !condition.accepts(version) => return Ok(Change::Mismatch),
+                Some(_) => {}
+            }
+            connection
+                .prepare_cached(&format!(
+                    "UPDATE items SET name = ?2, description = ?3, price_cents = ?4, \
+                     updated_us = max(?5, updated_us), version = version + 1 \
+                     WHERE id = ?1 RETURNING {COLUMNS}"
+                ))?
+                .query_row(
+                    params![
+                        key(id),
+                        fields.name,
+                        fields.description,
+                        fields.price.cents(),
+                        now_us()
+                    ],
+                    item,
+                )
+                .map(Change::Done)
+        })
+        .await
+    }
+
+    async fn delete(
+        &self,
+        guard: Guard,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<Change<()>> {
+        self.write(guard, move |connection| {
+            match version_of(connection, id)? {
+                None => return Ok(Change::Missing),
+                Some(version) if !condition.accepts(version) => return Ok(Change::Mismatch),
+                Some(_) => {}
+            }
+            connection
+                .prepare_cached("DELETE FROM items WHERE id = ?1")?
+                .execute([key(id)])?;
+            Ok(Change::Done(()))
+        })
+        .await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.read(|connection| connection.query_row("SELECT 1", [], |_| Ok(())))
+            .await
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        let open = self
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        PoolUse {
+            limit: open,
+            open,
+            used: waiting.min(open),
+            waiting,
+        }
+    }
+
+    async fn close(&self) {
+        self.writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.readers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // The threads finish what they have and end; nothing is left to do if they do not in time.
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                let _ = thread.join();
+            }
+        });
+        let _ = tokio::time::timeout(ANSWER_TIMEOUT, joined).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use writethrough::{Fence, LocalFence};
+
+    async fn guard(fence: &LocalFence) -> Guard {
+        let epoch = fence.poll().await.unwrap().row.number;
+        fence.enter(epoch).await.unwrap()
+    }
+
+    fn fields(name: &str) -> ItemFields {
+        ItemFields {
+            name: name.to_owned(),
+            description: None,
+            price: Price::from_cents(150).unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_keeps_its_items_and_is_refused_to_a_second_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("items.db");
+        let fence = LocalFence::new();
+        let store = SqliteStore::open(&path).unwrap();
+        let second = SqliteStore::open(&path).err().unwrap().to_string();
+        assert!(second.contains("in use by another process"), "{second}");
+        let new = NewItem {
+            id: ItemId::generate(),
+            fields: fields("kept"),
+        };
+        let id = new.id;
+        let stored = store.insert(guard(&fence).await, new).await.unwrap();
+        store.close().await;
+        drop(store);
+        let store = SqliteStore::open(&path).unwrap();
+        assert_eq!(store.select(id).await.unwrap(), Some(stored));
+        let page = store
+            .select_page(PageRequest {
+                limit: 100,
+                after: None,
+            })
+            .await
+            .unwrap();
+        assert_eq!(page.items.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn conditions_and_missing_items_are_told_apart() {
+        let store = SqliteStore::temporary().unwrap();
+        let fence = LocalFence::new();
+        let id = ItemId::parse("550e8400-e29b-41d4-a716-446655440001").unwrap();
+        let update = |condition| async {
+            store
+                .update(guard(&fence).await, id, fields("new"), condition)
+                .await
+                .unwrap()
+        };
+        let Change::Done(item) = update(Condition::None).await else {
+            panic!("not done")
+        };
+        assert_eq!(item.version, 2);
+        assert!(item.updated_at >= item.created_at);
+        assert_eq!(
+            update(Condition::VersionIn(vec![1])).await,
+            Change::Mismatch
+        );
+        let delete = |condition| async {
+            store
+                .delete(guard(&fence).await, id, condition)
+                .await
+                .unwrap()
+        };
+        assert_eq!(
+            delete(Condition::VersionIn(vec![1])).await,
+            Change::Mismatch
+        );
+        assert_eq!(
+            delete(Condition::VersionIn(vec![2])).await,
+            Change::Done(())
+        );
+        assert_eq!(delete(Condition::None).await, Change::Missing);
+        assert_eq!(update(Condition::None).await, Change::Missing);
+    }
+}

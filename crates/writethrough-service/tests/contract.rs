@@ -1,0 +1,893 @@
+//! The contract over HTTP, written once and held against both pairs of backends: the embedded one, and
+//! Postgres with Redis.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::{ApiClient, SAMPLE, Service, config};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use writethrough_service::config::{CacheBackend, Database};
+use writethrough_testbed::Testbed;
+
+type Case = (&'static str, fn(&ApiClient) -> BoxFuture<'_, ()>);
+
+macro_rules! cases {
+    ($($case:ident),+ $(,)?) => {
+        &[$((stringify!($case), |client| $case(client).boxed())),+]
+    };
+}
+
+/// In this order, on one service: the first ones look at the sample rows.
+const CASES: &[Case] = cases![
+    the_table_starts_with_three_samples,
+    an_item_is_created_as_it_was_sent,
+    prices_are_exact,
+    names_keep_every_character,
+    a_read_after_a_write_is_a_hit,
+    the_list_contains_what_was_just_created,
+    the_list_is_walked_by_its_cursors,
+    an_update_makes_a_new_version,
+    concurrent_updates_are_all_counted,
+    a_deleted_item_is_gone,
+    absence_is_cached_too,
+    a_client_that_has_the_version_gets_304,
+    a_write_can_be_conditional,
+    bad_bodies_are_refused_by_field,
+    broken_json_is_told_apart,
+    bad_parameters_are_refused_by_name,
+    large_bodies_are_refused,
+    a_body_must_be_json,
+    unknown_routes_and_methods,
+    every_problem_type_is_described,
+    the_callers_trace_is_continued,
+    clearing_the_cache_makes_the_next_read_a_fill,
+    statistics_add_up,
+    health_and_probes,
+    metrics_are_exported,
+    the_api_describes_itself,
+    the_index_comes_in_two_forms,
+];
+
+async fn run_all(service: &Service) {
+    for (name, case) in CASES {
+        println!("case: {name}");
+        case(service).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_embedded_pair() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::Sqlite(folder.path().join("items.db"));
+    let service = Service::start(config(database, CacheBackend::InProcess))
+        .await
+        .cached()
+        .await;
+    run_all(&service).await;
+    service.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_postgres_and_redis() {
+    let testbed = Testbed::new().await.unwrap();
+    let (postgres, redis) = (
+        testbed.postgres().await.unwrap(),
+        testbed.redis().await.unwrap(),
+    );
+    let backends = (
+        Database::Postgres(postgres.url()),
+        CacheBackend::Redis(redis.url()),
+    );
+    let service = Service::start(config(backends.0, backends.1))
+        .await
+        .cached()
+        .await;
+    run_all(&service).await;
+    service.running.shutdown().await;
+}
+
+/// What is usual and still right: the store without a cache server, and the cache server without a store.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_mixed_pairs() {
+    let testbed = Testbed::new().await.unwrap();
+    let (postgres, redis) = (
+        testbed.postgres().await.unwrap(),
+        testbed.redis().await.unwrap(),
+    );
+    for (database, cache) in [
+        (Database::Postgres(postgres.url()), CacheBackend::InProcess),
+        (Database::Temporary, CacheBackend::Redis(redis.url())),
+    ] {
+        let service = Service::start(config(database, cache)).await.cached().await;
+        run_all(&service).await;
+        service.running.shutdown().await;
+    }
+}
+
+async fn the_table_starts_with_three_samples(client: &ApiClient) {
+    let list = client.get("/items").await;
+    assert_eq!(list.status, 200);
+    assert_eq!(list.json()["count"], 3);
+    assert_eq!(list.json()["next_cursor"], Value::Null);
+    for last in 1..=3 {
+        let id = format!("550e8400-e29b-41d4-a716-44665544000{last}");
+        let item = client.get(&format!("/items/{id}")).await;
+        assert_eq!(item.status, 200);
+        let item = item.json();
+        assert_eq!((&item["id"], &item["version"]), (&json!(id), &json!(1)));
+        assert!(item["name"].is_string() && item["price"].is_number());
+    }
+}
+
+async fn an_item_is_created_as_it_was_sent(client: &ApiClient) {
+    let sent = r#"{"name": "Lamp", "description": "Bright,\nand bends.", "price": 24.5}"#;
+    let answer = client.post("/items", sent).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let item = answer.json();
+    let members: Vec<_> = item.as_object().unwrap().keys().cloned().collect();
+    let expected = [
+        "created_at",
+        "description",
+        "id",
+        "name",
+        "price",
+        "updated_at",
+        "version",
+    ]
+    .map(String::from);
+    assert_eq!(
+        members.iter().collect::<BTreeSet<_>>(),
+        expected.iter().collect()
+    );
+    assert_eq!(item["name"], "Lamp");
+    assert_eq!(item["description"], "Bright,\nand bends.");
+    assert_eq!(item["version"], 1);
+    assert_eq!(item["created_at"], item["updated_at"]);
+    let created = item["created_at"].as_str().unwrap();
+    let format = &time::format_description::well_known::Rfc3339;
+    let parsed = time::OffsetDateTime::parse(created, format).unwrap();
+    assert!(
+        parsed.offset().is_utc() && created.ends_with('Z') && created.len() == 27,
+        "{created}"
+    );
+    assert_eq!(
+        answer.header("location"),
+        format!("/items/{}", item["id"].as_str().unwrap())
+    );
+    assert_eq!(answer.header("etag"), "\"1\"");
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.timed(), ["redis", "postgres"]);
+
+    let read = client.get(answer.header("location")).await;
+    assert_eq!(read.json(), item);
+    let bare = client
+        .post("/items", r#"{"name": "Bare", "price": 0}"#)
+        .await;
+    assert_eq!(bare.json()["description"], Value::Null);
+}
+
+async fn prices_are_exact(client: &ApiClient) {
+    for (sent, stored) in [
+        ("0", "0.00"),
+        ("-0", "0.00"),
+        ("0.01", "0.01"),
+        ("0.29", "0.29"),
+        ("1.10", "1.10"),
+        ("12.5e-1", "1.25"),
+        ("1E2", "100.00"),
+        ("4.350000", "4.35"),
+        ("99999999.99", "99999999.99"),
+    ] {
+        let body = format!(r#"{{"name": "Priced", "price": {sent}}}"#);
+        let answer = client.post("/items", &body).await;
+        assert_eq!(answer.status, 201, "{sent}: {}", answer.text());
+        let expected = format!(r#""price":{stored},"#);
+        assert!(
+            answer.text().contains(&expected),
+            "{sent}: {}",
+            answer.text()
+        );
+        let path = answer.header("location").to_owned();
+        assert!(client.get(&path).await.text().contains(&expected));
+    }
+}
+
+async fn names_keep_every_character(client: &ApiClient) {
+    let longest = "😀".repeat(255);
+    for name in [
+        "a",
+        " ",
+        "Ä\u{301} 漢字 \u{202e}",
+        "O'Brien; -- \\\\ %s",
+        longest.as_str(),
+    ] {
+        let body = json!({"name": name, "description": name, "price": 1}).to_string();
+        let answer = client.post("/items", &body).await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        assert_eq!(answer.json()["name"], name);
+        let read = client.get(answer.header("location")).await.json();
+        assert_eq!(
+            (&read["name"], &read["description"]),
+            (&json!(name), &json!(name))
+        );
+    }
+}
+
+async fn a_read_after_a_write_is_a_hit(client: &ApiClient) {
+    let path = client.create("Written through").await;
+    for _ in 0..2 {
+        let read = client.get(&path).await;
+        assert_eq!(read.header("cache-status"), "writethrough; hit");
+        assert_eq!(read.timed(), ["redis"]);
+        assert_eq!(read.header("etag"), "\"1\"");
+        assert_eq!(read.header("cache-control"), "no-cache");
+        assert_eq!(read.header("x-trace-id").len(), 32);
+    }
+    client.put(&path, r#"{"name": "Anew", "price": 2}"#).await;
+    let read = client.get(&path).await;
+    assert_eq!(read.header("cache-status"), "writethrough; hit");
+    assert_eq!(read.json()["name"], "Anew");
+}
+
+async fn the_list_contains_what_was_just_created(client: &ApiClient) {
+    for round in 0..3 {
+        let path = client.create(&format!("Listed {round}")).await;
+        let id = path.trim_start_matches("/items/");
+        let first = client.get("/items?limit=5").await;
+        assert_eq!(first.json()["items"][0]["id"], id);
+        assert_eq!(
+            first.header("cache-status"),
+            "writethrough; fwd=miss; stored"
+        );
+        assert_eq!(first.timed(), ["redis", "postgres"]);
+        let second = client.get("/items?limit=5").await;
+        assert_eq!(second.header("cache-status"), "writethrough; hit");
+        assert_eq!(second.timed(), ["redis"]);
+        assert_eq!(second.body, first.body);
+        assert_eq!(second.header("etag"), first.header("etag"));
+    }
+}
+
+async fn the_list_is_walked_by_its_cursors(client: &ApiClient) {
+    for number in 0..12 {
+        client.create(&format!("Walked {number}")).await;
+    }
+    let whole = client.get("/items?limit=100").await.json();
+    let ids = |page: &Value| -> Vec<String> {
+        let items = page["items"].as_array().unwrap();
+        items
+            .iter()
+            .map(|item| item["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let mut walked = Vec::new();
+    let mut path = "/items?limit=5&cursor=".to_owned();
+    loop {
+        let page = client.get(&path).await;
+        assert_eq!(page.status, 200, "{}", page.text());
+        let page = page.json();
+        assert_eq!(page["count"], page["items"].as_array().unwrap().len());
+        walked.extend(ids(&page));
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            break;
+        };
+        assert_eq!(page["count"], 5);
+        path = format!("/items?limit=5&cursor={cursor}");
+    }
+    assert_eq!(walked, ids(&whole));
+    assert_eq!(walked.iter().collect::<BTreeSet<_>>().len(), walked.len());
+    let created = |item: &Value| item["created_at"].as_str().unwrap().to_owned();
+    let times: Vec<_> = whole["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(created)
+        .collect();
+    assert!(
+        times.is_sorted_by(|newer, older| newer >= older),
+        "{times:?}"
+    );
+    assert_eq!(client.get("/items").await.json()["count"], 10);
+}
+
+async fn an_update_makes_a_new_version(client: &ApiClient) {
+    let path = client.create("Before").await;
+    let before = client.get(&path).await.json();
+    let answer = client
+        .put(
+            &path,
+            r#"{"name": "After", "description": "changed", "price": 3.25}"#,
+        )
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("etag"), "\"2\"");
+    assert_eq!(answer.timed(), ["redis", "postgres"]);
+    let after = answer.json();
+    assert_eq!(
+        (&after["version"], &after["name"]),
+        (&json!(2), &json!("After"))
+    );
+    assert_eq!(after["created_at"], before["created_at"]);
+    assert!(after["updated_at"].as_str() >= before["updated_at"].as_str());
+    assert_eq!(client.get(&path).await.json(), after);
+    assert_eq!(client.get("/items?limit=1").await.json()["items"][0], after);
+    // What is left out is removed: a PUT replaces.
+    let bare = client
+        .put(&path, r#"{"name": "Bare", "price": 3.25}"#)
+        .await
+        .json();
+    assert_eq!(
+        (&bare["description"], &bare["version"]),
+        (&Value::Null, &json!(3))
+    );
+    let missing = "/items/00000000-0000-7000-8000-000000000000";
+    client
+        .put(missing, r#"{"name": "a", "price": 1}"#)
+        .await
+        .problem(404, "item-not-found");
+}
+
+async fn concurrent_updates_are_all_counted(client: &ApiClient) {
+    let path = client.create("Contended").await;
+    let put = |number: usize| {
+        let (client, path) = (client.clone(), path.clone());
+        async move {
+            let body = format!(r#"{{"name": "Writer {number}", "price": {number}}}"#);
+            let answer = client.put(&path, &body).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.json()["version"].as_i64().unwrap()
+        }
+    };
+    let versions: BTreeSet<_> = join_all((0..10).map(put)).await.into_iter().collect();
+    assert_eq!(versions, (2..=11).collect());
+    assert_eq!(client.get(&path).await.json()["version"], 11);
+}
+
+async fn a_deleted_item_is_gone(client: &ApiClient) {
+    let path = client.create("Doomed").await;
+    let id = path.trim_start_matches("/items/").to_owned();
+    let answer = client.delete(&path).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.json(), json!({"status": "deleted", "id": id}));
+    client.get(&path).await.problem(404, "item-not-found");
+    assert_ne!(
+        client.get("/items?limit=1").await.json()["items"][0]["id"],
+        id
+    );
+    client.delete(&path).await.problem(404, "item-not-found");
+}
+
+async fn absence_is_cached_too(client: &ApiClient) {
+    let path = "/items/00000000-0000-7000-8000-00000000000a";
+    let first = client.get(path).await;
+    first.problem(404, "item-not-found");
+    assert_eq!(
+        first.header("cache-status"),
+        "writethrough; fwd=miss; stored"
+    );
+    let second = client.get(path).await;
+    second.problem(404, "item-not-found");
+    assert_eq!(second.header("cache-status"), "writethrough; hit");
+    assert_eq!(second.timed(), ["redis"]);
+}
+
+async fn a_client_that_has_the_version_gets_304(client: &ApiClient) {
+    let path = client.create("Known").await;
+    let conditional = async |path: &str, tag: &str| {
+        client
+            .send(Method::GET, path, &[("if-none-match", tag)], None)
+            .await
+    };
+    for tag in ["\"1\"", "W/\"1\"", "\"7\", \"1\"", "*"] {
+        let answer = conditional(&path, tag).await;
+        assert_eq!(answer.status, 304, "{tag}");
+        assert!(answer.body.is_empty());
+        assert_eq!(answer.header("etag"), "\"1\"");
+        assert_eq!(answer.header("cache-status"), "writethrough; hit");
+        assert_eq!(answer.header("x-trace-id").len(), 32);
+    }
+    assert_eq!(conditional(&path, "\"2\"").await.status, 200);
+    client.put(&path, r#"{"name": "New", "price": 1}"#).await;
+    assert_eq!(conditional(&path, "\"1\"").await.json()["name"], "New");
+    let list = client.get("/items?limit=3").await;
+    let tag = list.header("etag");
+    assert_eq!(conditional("/items?limit=3", tag).await.status, 304);
+    client.create("Newer").await;
+    assert_eq!(conditional("/items?limit=3", tag).await.status, 200);
+}
+
+async fn a_write_can_be_conditional(client: &ApiClient) {
+    let path = client.create("Conditional").await;
+    let body = r#"{"name": "Changed", "price": 1}"#;
+    let put = async |path: &str, tag: &str| {
+        client
+            .send(Method::PUT, path, &[("if-match", tag)], Some(body))
+            .await
+    };
+    assert_eq!(put(&path, "\"1\"").await.json()["version"], 2);
+    for stale in ["\"1\"", "W/\"2\"", "\"nonsense\""] {
+        assert_eq!(
+            put(&path, stale).await.problem(412, "precondition-failed"),
+            ["If-Match"]
+        );
+    }
+    assert_eq!(put(&path, "\"9\", \"2\"").await.json()["version"], 3);
+    assert_eq!(put(&path, "*").await.json()["version"], 4);
+    assert_eq!(
+        put(&path, "4").await.problem(400, "invalid-parameter"),
+        ["If-Match"]
+    );
+    let missing = "/items/00000000-0000-7000-8000-000000000000";
+    put(missing, "\"1\"").await.problem(404, "item-not-found");
+    let delete = async |tag: &str| {
+        client
+            .send(Method::DELETE, &path, &[("if-match", tag)], None)
+            .await
+    };
+    delete("\"3\"").await.problem(412, "precondition-failed");
+    assert_eq!(client.get(&path).await.json()["version"], 4);
+    assert_eq!(delete("\"4\"").await.status, 200);
+}
+
+async fn bad_bodies_are_refused_by_field(client: &ApiClient) {
+    let long = format!(r#"{{"name": "{}", "price": 1}}"#, "ä".repeat(256));
+    let cases: &[(&str, &[&str])] = &[
+        (r#"{"price": 1}"#, &["name"]),
+        (r#"{"name": "a"}"#, &["price"]),
+        ("{}", &["name", "price"]),
+        (r#"{"name": null, "price": 1}"#, &["name"]),
+        (r#"{"name": 5, "price": 1}"#, &["name"]),
+        (r#"{"name": ["a"], "price": 1}"#, &["name"]),
+        (r#"{"name": "", "price": 1}"#, &["name"]),
+        (&long, &["name"]),
+        (r#"{"name": "a\u0000b", "price": 1}"#, &["name"]),
+        (r#"{"name": "a\nb", "price": 1}"#, &["name"]),
+        (r#"{"name": "a\u007fb", "price": 1}"#, &["name"]),
+        (r#"{"name": "\ud800", "price": 1}"#, &["name"]),
+        (r#"{"name": "a", "price": null}"#, &["price"]),
+        (r#"{"name": "a", "price": "1"}"#, &["price"]),
+        (r#"{"name": "a", "price": true}"#, &["price"]),
+        (r#"{"name": "a", "price": {}}"#, &["price"]),
+        (r#"{"name": "a", "price": -0.01}"#, &["price"]),
+        (r#"{"name": "a", "price": 100000000}"#, &["price"]),
+        (r#"{"name": "a", "price": 99999999.991}"#, &["price"]),
+        (r#"{"name": "a", "price": 0.001}"#, &["price"]),
+        (r#"{"name": "a", "price": 1e999}"#, &["price"]),
+        (r#"{"name": "a", "price": 1e-999}"#, &["price"]),
+        (
+            r#"{"name": "a", "price": 1, "description": 5}"#,
+            &["description"],
+        ),
+        (
+            r#"{"name": "a", "price": 1, "description": "\u0000"}"#,
+            &["description"],
+        ),
+        (r#"{"name": "a", "price": 1, "colour": "red"}"#, &["colour"]),
+        (
+            r#"{"name": "a", "price": 1, "id": "x", "version": 9}"#,
+            &["id", "version"],
+        ),
+        (r#"{"name": "a", "name": "b", "price": 1}"#, &["name"]),
+        (r#"{"Name": "a", "price": 1}"#, &["name", "Name"]),
+        ("[]", &["body"]),
+        ("null", &["body"]),
+        ("\"text\"", &["body"]),
+        ("5", &["body"]),
+    ];
+    let path = client.create("Target").await;
+    for (body, fields) in cases {
+        let post = client.post("/items", body).await;
+        assert_eq!(post.problem(422, "validation"), *fields, "{body}");
+        let put = client.put(&path, body).await;
+        assert_eq!(put.problem(422, "validation"), *fields, "{body}");
+    }
+    assert_eq!(client.get(&path).await.json()["version"], 1);
+}
+
+async fn broken_json_is_told_apart(client: &ApiClient) {
+    let deep = "[".repeat(60_000);
+    for body in [
+        "",
+        "   ",
+        "{",
+        "not json",
+        r#"{"name": "a", "price": 1,}"#,
+        r#"{"name": "a", "price": 01}"#,
+        r#"{"name": "a", "price": NaN}"#,
+        r#"{"name": "a", "price": 1} trailing"#,
+        r#"{'name': 'a'}"#,
+        "{\"name\": \"a\nb\", \"price\": 1}",
+        &deep,
+    ] {
+        let answer = client.post("/items", body).await;
+        assert_eq!(
+            answer.problem(400, "malformed-json"),
+            ["body"],
+            "{body:.40}"
+        );
+    }
+}
+
+async fn bad_parameters_are_refused_by_name(client: &ApiClient) {
+    let body = r#"{"name": "a", "price": 1}"#;
+    for id in [
+        "abc",
+        "1",
+        "550e8400-e29b-41d4-a716-44665544000g",
+        "%ff",
+        "%00",
+        "{}",
+        "..%2f..",
+    ] {
+        let path = format!("/items/{id}");
+        for method in [Method::GET, Method::PUT, Method::DELETE] {
+            let body = (method == Method::PUT).then_some(body);
+            let answer = client.send(method, &path, &[], body).await;
+            assert_eq!(answer.problem(400, "invalid-parameter"), ["id"], "{id}");
+        }
+    }
+    let compact = SAMPLE.replace('-', "");
+    let answer = client.get(&format!("/items/{compact}")).await;
+    assert_eq!(answer.problem(400, "invalid-parameter"), ["id"]);
+    let upper = client
+        .get(&format!("/items/{}", SAMPLE.to_uppercase()))
+        .await;
+    assert_eq!(
+        (upper.status.as_u16(), &upper.json()["id"]),
+        (200, &json!(SAMPLE))
+    );
+
+    let cases: &[(&str, &[&str])] = &[
+        ("limit=0", &["limit"]),
+        ("limit=101", &["limit"]),
+        ("limit=-1", &["limit"]),
+        ("limit=ten", &["limit"]),
+        ("limit=1.5", &["limit"]),
+        ("limit=", &["limit"]),
+        ("limit=99999999999999999999", &["limit"]),
+        ("cursor=abc", &["cursor"]),
+        ("cursor=%00", &["cursor"]),
+        (
+            "cursor=7fffffffffffffff550e8400e29b41d4a716446655440001",
+            &["cursor"],
+        ),
+        ("limit=0&cursor=x", &["limit", "cursor"]),
+        ("limit=5&limit=6", &["limit"]),
+        ("page=2", &["page"]),
+    ];
+    for (query, names) in cases {
+        let answer = client.get(&format!("/items?{query}")).await;
+        assert_eq!(answer.problem(400, "invalid-parameter"), *names, "{query}");
+    }
+}
+
+async fn large_bodies_are_refused(client: &ApiClient) {
+    let of_length = |length: usize| {
+        let frame = r#"{"name": "Large", "price": 1, "description": ""}"#;
+        let filling = "a".repeat(length - frame.len());
+        frame.replace(r#""""#, &format!("\"{filling}\""))
+    };
+    let fits = of_length(65_536);
+    assert_eq!(fits.len(), 65_536);
+    assert_eq!(client.post("/items", &fits).await.status, 201);
+    let answer = client.post("/items", &of_length(65_537)).await;
+    assert_eq!(answer.problem(413, "body-too-large"), ["body"]);
+
+    // Also when the length is not told beforehand, and when it is told and nothing is sent.
+    let chunked = "POST /items HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                   transfer-encoding: chunked\r\n\r\n";
+    let chunk = format!("10000\r\n{}\r\n", "a".repeat(0x10000));
+    assert!(
+        raw(client, &format!("{chunked}{chunk}{chunk}0\r\n\r\n"))
+            .await
+            .contains("413")
+    );
+    let announced = "POST /items HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                     content-length: 99999999\r\n\r\n";
+    assert!(raw(client, announced).await.contains("413"));
+}
+
+/// Sends bytes and returns the status line.
+async fn raw(client: &ApiClient, request: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(client.address())
+        .await
+        .unwrap();
+    // The server may answer and close before it has read everything.
+    let _ = stream.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 1024];
+    while !answer.contains(&b'\n') {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => answer.extend_from_slice(&buffer[..read]),
+        }
+    }
+    String::from_utf8_lossy(&answer)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+async fn a_body_must_be_json(client: &ApiClient) {
+    let body = r#"{"name": "Typed", "price": 1}"#;
+    for (media_type, status) in [
+        ("application/json", 201),
+        ("application/json; charset=utf-8", 201),
+        ("Application/JSON", 201),
+        ("application/vnd.items+json", 201),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("application/jsonish", 415),
+    ] {
+        let headers = [("content-type", media_type)];
+        let answer = client
+            .send(Method::POST, "/items", &headers, Some(body))
+            .await;
+        assert_eq!(answer.status, status, "{media_type}");
+        if status == 415 {
+            assert_eq!(
+                answer.problem(415, "unsupported-media-type"),
+                ["Content-Type"]
+            );
+        }
+    }
+}
+
+async fn unknown_routes_and_methods(client: &ApiClient) {
+    for path in [
+        "/nothing",
+        "/items/",
+        "/items/a/b",
+        "/cache",
+        "//",
+        "/Items",
+        "/problems/none",
+    ] {
+        client.get(path).await.problem(404, "route-not-found");
+    }
+    for (method, path, allowed) in [
+        (Method::PATCH, "/items", "GET,HEAD,POST"),
+        (Method::DELETE, "/items", "GET,HEAD,POST"),
+        (Method::POST, "/items/abc", "GET,HEAD,PUT,DELETE"),
+        (Method::GET, "/cache/clear", "POST"),
+        (Method::POST, "/health", "GET,HEAD"),
+        (Method::OPTIONS, "/items", "GET,HEAD,POST"),
+    ] {
+        let answer = client.send(method, path, &[], None).await;
+        answer.problem(405, "method-not-allowed");
+        let set = |list: &str| list.split(',').map(str::to_owned).collect::<BTreeSet<_>>();
+        assert_eq!(set(answer.header("allow")), set(allowed));
+    }
+    let head = client
+        .send(Method::HEAD, &format!("/items/{SAMPLE}"), &[], None)
+        .await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+    let head = client.send(Method::HEAD, "/nothing", &[], None).await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (404, 0));
+}
+
+async fn every_problem_type_is_described(client: &ApiClient) {
+    for kind in writethrough_service::problem::Kind::ALL {
+        let page = client.get(kind.uri()).await;
+        assert_eq!(page.status, 200);
+        assert!(page.text().contains(kind.title()));
+    }
+}
+
+async fn the_callers_trace_is_continued(client: &ApiClient) {
+    let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{id}-00f067aa0ba902b7-01");
+    let headers = [("traceparent", traceparent.as_str())];
+    for path in ["/items", "/health", "/nothing"] {
+        let answer = client.send(Method::GET, path, &headers, None).await;
+        assert_eq!(answer.header("x-trace-id"), id);
+    }
+    let fresh = |answer: support::Answer| answer.header("x-trace-id").to_owned();
+    let (one, other) = (
+        fresh(client.get("/items").await),
+        fresh(client.get("/items").await),
+    );
+    assert!(one != other && one.len() == 32 && one.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let headers = [("traceparent", "00-not-a-trace")];
+    let answer = client.send(Method::GET, "/items", &headers, None).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.header("x-trace-id").len()),
+        (200, 32)
+    );
+}
+
+async fn clearing_the_cache_makes_the_next_read_a_fill(client: &ApiClient) {
+    let path = client.create("Cleared").await;
+    client.get("/items?limit=7").await;
+    let status = |answer: support::Answer| answer.header("cache-status").to_owned();
+    assert_eq!(status(client.get(&path).await), "writethrough; hit");
+    let answer = client.post("/cache/clear", "").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let cleared = answer.json();
+    assert_eq!(cleared["status"], "cleared");
+    assert!(cleared["keys_deleted"].as_u64().unwrap() >= 2, "{cleared}");
+    for path in [path.as_str(), "/items?limit=7"] {
+        assert_eq!(
+            status(client.get(path).await),
+            "writethrough; fwd=miss; stored"
+        );
+        assert_eq!(status(client.get(path).await), "writethrough; hit");
+    }
+}
+
+async fn statistics_add_up(client: &ApiClient) {
+    let before = client.get("/cache/stats").await.json();
+    let path = client.create("Counted").await;
+    for _ in 0..3 {
+        client.get(&path).await;
+    }
+    client
+        .get("/items/00000000-0000-7000-8000-0000000000ff")
+        .await;
+    let after = client.get("/cache/stats").await.json();
+    let grown = |name: &str| after[name].as_u64().unwrap() - before[name].as_u64().unwrap();
+    assert_eq!(grown("total_hits"), 3);
+    assert_eq!(grown("total_misses"), 1);
+    assert_eq!((grown("writes"), grown("intents")), (1, 2));
+    let (hits, misses) = (after["total_hits"].as_f64(), after["total_misses"].as_f64());
+    let rate = hits.unwrap() / (hits.unwrap() + misses.unwrap()) * 100.0;
+    assert!(
+        (after["hit_rate"].as_f64().unwrap() - rate).abs() <= 0.005,
+        "{after}"
+    );
+    assert_eq!(
+        (&after["mode"], &after["consistency"]),
+        (&json!("cached"), &json!("strict"))
+    );
+    assert!(after["epoch"].is_u64());
+    for count in [
+        "coalesced_loads",
+        "refused_fills",
+        "total_bypasses",
+        "indeterminate_writes",
+        "epoch_changes",
+        "cache_errors",
+        "decode_errors",
+        "degraded_seconds",
+    ] {
+        assert!(after[count].is_number(), "{count}");
+    }
+    assert!(after["bypasses"]["intent"].is_u64());
+    support::until("the count of cached items has caught up", async || {
+        let stats = client.get("/cache/stats").await.json();
+        (stats["cached_items"].as_u64().unwrap() >= 2).then_some(())
+    })
+    .await;
+}
+
+async fn health_and_probes(client: &ApiClient) {
+    let health = client.get("/health").await;
+    assert_eq!(health.status, 200);
+    let health = health.json();
+    assert_eq!(
+        (&health["status"], &health["service"]),
+        (&json!("ok"), &json!("api"))
+    );
+    assert_eq!(
+        health["dependencies"],
+        json!({"redis": "ok", "postgres": "ok"})
+    );
+    for probe in ["/livez", "/readyz"] {
+        assert_eq!(client.get(probe).await.status, 200);
+    }
+}
+
+async fn metrics_are_exported(client: &ApiClient) {
+    let answer = client.get("/metrics").await;
+    assert_eq!(answer.status, 200);
+    assert!(
+        answer
+            .header("content-type")
+            .starts_with("application/openmetrics-text")
+    );
+    let text = answer.text();
+    for line in [
+        r#"http_server_request_duration_seconds_bucket{le="0.001",method="GET",route="/items/{id}",status="200"}"#,
+        r#"http_server_request_duration_seconds_count{method="POST",route="/items",status="201"}"#,
+        r#"http_server_request_duration_seconds_count{method="GET",route="other",status="404"}"#,
+        "http_server_active_requests 0",
+        "http_server_connections ",
+        r#"http_server_shed_requests_total{reason="in_flight"} 0"#,
+        r#"db_client_operation_duration_seconds_count{operation="select",outcome="ok"}"#,
+        r#"writethrough_write_duration_seconds_count{operation="update",part="redis"}"#,
+        r#"writethrough_write_duration_seconds_count{operation="update",part="postgres"}"#,
+        r#"writethrough_write_duration_seconds_count{operation="update",part="total"}"#,
+        r#"writethrough_reads_total{outcome="hit"}"#,
+        r#"writethrough_reads_total{outcome="miss"}"#,
+        r#"writethrough_bypassed_reads_total{reason="intent"}"#,
+        "writethrough_intents_total ",
+        "writethrough_refused_fills_total ",
+        "writethrough_epoch_changes_total ",
+        "writethrough_degraded_seconds_total ",
+        "writethrough_epoch ",
+        r#"writethrough_mode{mode="cached"} 1"#,
+        r#"writethrough_mode{mode="bypass"} 0"#,
+        "writethrough_read_lease_age_seconds ",
+        "writethrough_cache_connected 1",
+        "writethrough_fence_reachable 1",
+        r#"db_client_connections{state="idle"}"#,
+        "db_client_connections_limit ",
+    ] {
+        assert!(
+            text.lines().any(|found| found.starts_with(line)),
+            "no {line} in\n{text}"
+        );
+    }
+    assert!(text.ends_with("# EOF\n"));
+}
+
+async fn the_api_describes_itself(client: &ApiClient) {
+    let answer = client.get("/openapi.json").await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.header("content-type")),
+        (200, "application/json")
+    );
+    let api = answer.json();
+    for (path, methods) in [
+        ("/items", &["get", "post"][..]),
+        ("/items/{id}", &["get", "put", "delete"]),
+        ("/cache/clear", &["post"]),
+        ("/cache/stats", &["get"]),
+        ("/health", &["get"]),
+        ("/livez", &["get"]),
+        ("/readyz", &["get"]),
+        ("/metrics", &["get"]),
+    ] {
+        for method in methods {
+            let operation = &api["paths"][path][method];
+            assert!(operation["responses"].is_object(), "{method} {path}");
+            assert!(operation["summary"].is_string(), "{method} {path}");
+        }
+    }
+    // Every reference leads somewhere.
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(members) => members.iter().for_each(|(name, value)| match value {
+                Value::String(target) if name == "$ref" => drop(found.insert(target.clone())),
+                value => references(value, found),
+            }),
+            Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    references(&api, &mut found);
+    assert!(found.contains("#/components/schemas/Item"), "{found:?}");
+    for target in found {
+        assert!(
+            api.pointer(target.trim_start_matches('#')).is_some(),
+            "{target} leads nowhere"
+        );
+    }
+    let page = client.get("/docs").await;
+    assert!(page.header("content-type").starts_with("text/html"));
+    let script = client.get("/docs/page.js").await;
+    assert!(script.header("content-type").starts_with("text/javascript"));
+    assert!(script.text().contains("/openapi.json"));
+    for text in [page.text(), script.text()] {
+        assert!(!text.contains("//cdn") && !text.contains("https://") && !text.contains("http://"));
+    }
+}
+
+async fn the_index_comes_in_two_forms(client: &ApiClient) {
+    let page = client.get("/").await;
+    assert!(page.header("content-type").starts_with("text/html"));
+    assert!(page.text().contains("/docs"));
+    let accept = [("accept", "application/json")];
+    let index = client.send(Method::GET, "/", &accept, None).await;
+    assert_eq!(index.header("content-type"), "application/json");
+    assert_eq!(index.json()["endpoints"]["items"], "/items");
+}
