@@ -97,3 +97,8 @@ pub use write::{Commit, Written};
 pub use write_through::WriteThrough;
 pub use writethrough_protocol::read::Bypass;
 pub use writethrough_protocol::{Epoch, Mode, Timing};
+
+/// The example of the README is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
