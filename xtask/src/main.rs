@@ -1,2 +1,76 @@
-//! .
-fn main() {}
+//! The project's own tasks, run as `cargo xtask TASK`. A task is one entry of [`TASKS`] and one
+//! module; this file only finds the task.
+//!
+//! Everything here builds in seconds: no async, no crate of this workspace.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is a program for the terminal, and its output is its purpose"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+mod command;
+mod install;
+mod interrupt;
+mod leftovers;
+mod test;
+mod transcript;
+
+/// One task.
+struct Task {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> anyhow::Result<ExitCode>,
+}
+
+const TASKS: &[Task] = &[
+    Task {
+        name: "test",
+        about: "install what is missing, then run every check and every test",
+        run: test::main,
+    },
+    Task {
+        name: "help",
+        about: "list the tasks",
+        run: help,
+    },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (name, rest) = match arguments.split_first() {
+        None => ("help", &[][..]),
+        Some((name, rest)) => match name.as_str() {
+            "-h" | "--help" => ("help", rest),
+            name => (name, rest),
+        },
+    };
+    let Some(task) = TASKS.iter().find(|task| task.name == name) else {
+        eprintln!("there is no task `{name}`; `cargo xtask help` lists them");
+        return ExitCode::from(2);
+    };
+    match (task.run)(rest) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn help(_: &[String]) -> anyhow::Result<ExitCode> {
+    println!("cargo xtask TASK [OPTION]...\n\nTasks:");
+    for task in TASKS {
+        println!("  {:<8} {}", task.name, task.about);
+    }
+    println!("\n`cargo xtask TASK --help` tells more.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}

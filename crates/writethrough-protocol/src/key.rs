@@ -146,7 +146,7 @@ pub enum KeyState {
 }
 
 /// What [`KeyState::acquire_fill`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Acquire {
     /// The fill lease is the caller's (also when an earlier try of the same caller had taken it).
     Acquired,

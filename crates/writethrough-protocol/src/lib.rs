@@ -1,7 +1,7 @@
 //! The protocol of epoch-fenced write-through as plain values: what one cache key can hold and how
 //! each operation changes it ([`key`]), what a list page needs to be current ([`page`]), who may
 //! trust the cache and for how long ([`epoch`], [`node`]), and what a read and a write do next
-//! ([`read`], [`write`]).
+//! ([`read`], [`mod@write`]).
 //!
 //! There is no I/O here, no clock, no randomness, no async and no lock: time and tokens come in as
 //! arguments. The engine of the `writethrough` crate runs these functions, its in-process cache is

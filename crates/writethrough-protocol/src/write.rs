@@ -34,6 +34,15 @@ pub fn after_begin(placed: bool) -> AfterBegin {
     }
 }
 
+/// Whether the end of a committed write may leave its value in the cache. `begun_again` tells that
+/// a `begin` of the write got no answer and was sent again on another connection: the first one
+/// may then execute after everything else, put the intent back, and let an `end` that was also sent
+/// twice take a write long superseded for one that was alone from beginning to end.
+#[must_use]
+pub fn keeps_value(begun_again: bool) -> bool {
+    !begun_again
+}
+
 /// The next step once the database write ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterWrite {
@@ -99,5 +108,11 @@ mod tests {
         assert_eq!(after_write(Outcome::Committed), AfterWrite::End);
         assert_eq!(after_begin(false), AfterBegin::ProposeBypass);
         assert_eq!(after_begin(true), AfterBegin::Write);
+    }
+
+    #[test]
+    fn a_write_begun_again_leaves_no_value() {
+        assert!(keeps_value(false));
+        assert!(!keeps_value(true));
     }
 }

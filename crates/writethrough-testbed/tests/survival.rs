@@ -1,6 +1,6 @@
 //! Nothing survives the process that owns a testbed, however it ends.
 //!
-//! The owner is this test program again, run with one ignored test that starts a testbed and never ends.
+//! The owner is this test program again, run with one test that then starts a testbed and never ends.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
 
@@ -14,9 +14,8 @@ use writethrough_testbed::{ChildSpec, Error, Testbed, until};
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// Not a test: the owner that the tests of this file kill.
+/// Not a test: the owner that the tests of this file kill. Ends at once unless they run it.
 #[test]
-#[ignore = "never ends; the other tests run it"]
 fn owner() {
     let Some(folder) = std::env::var_os("OWNER_FOLDER") else {
         return;
@@ -70,7 +69,7 @@ impl Owner {
         let folder = std::env::temp_dir().join(name);
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "owner", "--ignored", "--nocapture"])
+            .args(["--exact", "owner", "--nocapture"])
             .env("OWNER_FOLDER", &folder)
             .env_remove("WRITETHROUGH_TESTBED_KEEP")
             .stdout(Stdio::piped());

@@ -60,7 +60,7 @@
 //! - A database write that was sent finishes, or is lost, within [`Settings::write_timeout`] on
 //!   both sides of the connection: set `statement_timeout` to it.
 //! - The cache does not evict a key in the milliseconds between the announcement and the commit of
-//!   a write. All of Redis' policies keep the youngest keys.
+//!   a write. Use an LRU policy; `volatile-ttl` would evict announcements first.
 //! - All writers of the tables go through this library.
 //!
 //! # What is absent
