@@ -1,0 +1,283 @@
+//! The command `writethrough check`: from its arguments to an exit code.
+
+use std::{
+    fs::File,
+    io::{BufReader, BufWriter, IsTerminal, Write},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    history::History,
+    judge::Judge,
+    report::{self, Summary, Verdict},
+    workload::{self, Mix, Progress, Settings},
+};
+
+/// Check that a service with an items API is linearizable.
+///
+/// Exit code: 0 linearizable, 1 an anomaly was found, 2 could not judge.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Base URL of a service; give it again for each further node of the same service
+    #[arg(
+        long = "target",
+        value_name = "URL",
+        required_unless_present = "history"
+    )]
+    pub targets: Vec<String>,
+
+    /// Client processes that run at the same time
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub processes: u32,
+
+    /// Items that exist at any time, about; few of them make races likely
+    #[arg(long, default_value_t = 8)]
+    pub keys: usize,
+
+    /// How long to run, as in 90s, 5m or 500ms [default: 30s, unless --operations is given]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+
+    /// How many operations to run
+    #[arg(long, value_name = "COUNT")]
+    pub operations: Option<u64>,
+
+    /// Weights of the kinds of operation
+    #[arg(long, default_value_t = Mix::default(), value_name = "WEIGHTS")]
+    pub mix: Mix,
+
+    /// Operations per second of all processes together [default: as many as they can]
+    #[arg(long, value_name = "COUNT")]
+    pub rate: Option<f64>,
+
+    /// Where the random choices start [default: a random number, which is printed]
+    #[arg(long)]
+    pub seed: Option<u64>,
+
+    /// After this time an operation without an answer has an unknown outcome
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub request_timeout: Duration,
+
+    /// Wait this long for the service to create the first items
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub wait: Duration,
+
+    /// Problem types (RFC 9457, last part) with which a 503 says that a write was not made
+    #[arg(
+        long,
+        value_name = "TYPES",
+        value_delimiter = ',',
+        default_value = "unavailable,overloaded"
+    )]
+    pub not_made: Vec<String>,
+
+    /// Keep the history in this file, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
+    /// Judge the history in this file and run nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["targets", "record"])]
+    pub history: Option<PathBuf>,
+
+    /// Write a report with timelines to this file, as one HTML page
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Explain at most this many anomalies; all are counted
+    #[arg(long, default_value_t = 20, value_name = "COUNT")]
+    pub explain: usize,
+
+    /// Give up judging after this time
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub judge_limit: Duration,
+}
+
+/// Parses a whole number with one of the units ms, s, m and h.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let ms_per_unit = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("use a whole number and ms, s, m or h, as in 90s".to_owned()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(ms_per_unit))
+        .filter(|ms| *ms <= 366 * 24 * 3_600_000)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{number:?} is not a number of a sensible size"))
+}
+
+/// Runs the check and prints its result to standard output; the value is the exit code.
+///
+/// # Errors
+///
+/// When a file cannot be read or written. Like exit code 2 that is no verdict.
+///
+/// # Cancellation
+///
+/// Dropping the future ends the workload without a verdict. An interrupt signal during the workload ends it early, and
+/// what was recorded until then is judged.
+pub async fn run(args: CheckArgs) -> anyhow::Result<u8> {
+    let mut stdout = std::io::stdout();
+    run_to(args, &mut stdout).await
+}
+
+/// The same as [`run`], printing to `out`.
+///
+/// # Errors
+///
+/// As for [`run`].
+pub async fn run_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
+    let history = match &args.history {
+        Some(path) => {
+            let file =
+                File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+            History::read(BufReader::with_capacity(1 << 20, file))
+                .with_context(|| format!("{} cannot be judged", path.display()))?
+        }
+        None => match drive(&args, out).await? {
+            Ok(history) => history,
+            Err(error) => {
+                if args.json {
+                    let answer = serde_json::json!({
+                        "verdict": Verdict::Undecided, "reason": error.to_string(),
+                    });
+                    writeln!(out, "{answer:#}")?;
+                } else {
+                    writeln!(out, "could not judge: {error}")?;
+                }
+                return Ok(Verdict::Undecided.exit_code());
+            }
+        },
+    };
+    if let Some(path) = &args.record {
+        let file =
+            File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
+        history
+            .write(BufWriter::with_capacity(1 << 20, file))
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    let judge = Judge::new(args.explain, args.judge_limit);
+    let judged = judge.judge(&history);
+    let summary = Summary::new(&history, &judged);
+    if let Some(path) = &args.report {
+        let page = report::page(&summary, &history, judged.as_ref().ok());
+        std::fs::write(path, page)
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &summary)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", report::text(&summary))?;
+    }
+    Ok(summary.verdict.exit_code())
+}
+
+/// Runs the workload with a progress bar.
+async fn drive(
+    args: &CheckArgs,
+    out: &mut impl Write,
+) -> anyhow::Result<Result<History, workload::WorkloadError>> {
+    let seed = args
+        .seed
+        .unwrap_or_else(|| fastrand::Rng::new().u64(..1 << 32));
+    if !args.json {
+        writeln!(
+            out,
+            "seed {seed}, {} processes, {}",
+            args.processes, args.mix
+        )?;
+    }
+    let duration = match (args.duration, args.operations) {
+        (None, None) => Some(Duration::from_secs(30)),
+        (duration, _) => duration,
+    };
+    let settings = Settings {
+        targets: args.targets.clone(),
+        processes: args.processes,
+        keys: args.keys,
+        duration,
+        operations: args.operations,
+        mix: args.mix,
+        rate: args.rate.filter(|rate| *rate > 0.0),
+        seed,
+        request_timeout: args.request_timeout,
+        wait: args.wait,
+        not_made: args.not_made.clone(),
+        ..Settings::default()
+    };
+    let progress = Arc::new(Progress::default());
+    let bar = progress_bar(&settings);
+    let running = workload::run(&settings, &progress);
+    tokio::pin!(running);
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    let mut interrupted = false;
+    let result = loop {
+        tokio::select! {
+            result = &mut running => break result,
+            _ = tick.tick() => {
+                let done = progress.done();
+                bar.set_message(format!("{done} operations"));
+                match settings.operations {
+                    Some(_) => bar.set_position(done),
+                    None => bar.set_position(bar.elapsed().as_secs()),
+                }
+            }
+            _ = tokio::signal::ctrl_c(), if !interrupted => {
+                interrupted = true;
+                progress.stop();
+            }
+        }
+    };
+    bar.finish_and_clear();
+    Ok(result)
+}
+
+fn progress_bar(settings: &Settings) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let length = match (settings.operations, settings.duration) {
+        (Some(operations), _) => operations,
+        (None, Some(duration)) => duration.as_secs(),
+        (None, None) => 0,
+    };
+    let bar = ProgressBar::new(length);
+    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:40}] {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_parsed() {
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "5", "s", "5 s", "-5s", "99999999999999999999s", "1d"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! How well the service answered, in a stretch of a history.
+
+use std::{collections::HashMap, ops::Range};
+
+use serde::Serialize;
+
+use super::{millis, quantile};
+use crate::history::{History, Outcome};
+
+/// How well one class of operations was answered.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Service {
+    /// Operations invoked.
+    pub invoked: u64,
+    /// Those that were acknowledged, or answered with "no such item".
+    pub answered: u64,
+    /// `answered` of `invoked`, in percent; 100 when nothing was invoked.
+    pub percent: f64,
+    /// The longest time that a process waited for an answer, its further attempts included.
+    pub longest_stall_ms: f64,
+    /// Median time of the answered ones.
+    pub p50_ms: f64,
+    /// 99th percentile of the answered ones.
+    pub p99_ms: f64,
+    /// Longest of the answered ones.
+    pub max_ms: f64,
+}
+
+/// How well reads (lists included) and writes were answered.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Availability {
+    /// Reads and lists.
+    pub reads: Service,
+    /// Creates, updates and deletes.
+    pub writes: Service,
+}
+
+/// Measures the operations that were invoked in a stretch of time.
+#[must_use]
+pub fn measure(history: &History, during: Range<i64>) -> Availability {
+    let mut operations: Vec<_> = history
+        .operations()
+        .iter()
+        .filter(|operation| during.contains(&operation.start))
+        .collect();
+    operations.sort_by_key(|operation| operation.start);
+    let class = |writes: bool| {
+        let mut service = Service::default();
+        let mut times = Vec::new();
+        let mut longest = 0;
+        // By process: when it began to wait for the answer that it still has not got, and when it last gave up.
+        let mut waiting: HashMap<u32, (i64, i64)> = HashMap::new();
+        for operation in operations
+            .iter()
+            .filter(|one| one.action.is_write() == writes)
+        {
+            service.invoked += 1;
+            if matches!(operation.outcome, Outcome::Ok | Outcome::Absent) {
+                service.answered += 1;
+                times.push(operation.end - operation.start);
+                let since = waiting
+                    .remove(&operation.process)
+                    .map_or(operation.start, |at| at.0);
+                longest = longest.max(operation.end - since);
+            } else {
+                waiting
+                    .entry(operation.process)
+                    .or_insert((operation.start, 0))
+                    .1 = operation.end;
+            }
+        }
+        for (since, until) in waiting.into_values() {
+            longest = longest.max(until - since);
+        }
+        times.sort_unstable();
+        service.percent = if service.invoked == 0 {
+            100.0
+        } else {
+            // Rounded down, so that 100 means all.
+            (service.answered as f64 * 1e6 / service.invoked as f64).floor() / 1e4
+        };
+        service.longest_stall_ms = millis(longest);
+        (service.p50_ms, service.p99_ms, service.max_ms) = (
+            millis(quantile(&times, 50)),
+            millis(quantile(&times, 99)),
+            millis(quantile(&times, 100)),
+        );
+        service
+    };
+    Availability {
+        reads: class(false),
+        writes: class(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Action, Header, Record};
+
+    #[test]
+    fn a_stall_lasts_from_the_first_attempt_to_the_answer() {
+        let mut history = History::new(Header::default());
+        for (start, end, outcome) in [
+            (0, 1_000_000, Outcome::Ok),
+            (2_000_000, 4_000_000, Outcome::Unknown),
+            (4_000_000, 5_000_000, Outcome::Failed),
+            (5_000_000, 9_000_000, Outcome::Ok),
+        ] {
+            let record = Record {
+                process: 1,
+                action: Action::Update,
+                key: Some("k".into()),
+                value: Some(start.to_string().into()),
+                version: None,
+                created: None,
+                start,
+                end,
+                outcome,
+                status: 0,
+                target: 0,
+                window: None,
+                items: Vec::new(),
+            };
+            history.push(&record).unwrap();
+        }
+        let availability = measure(&history, 0..i64::MAX);
+        assert_eq!(availability.writes.longest_stall_ms, 7.0);
+        assert_eq!(availability.writes.percent, 50.0);
+        assert_eq!(availability.reads.percent, 100.0);
+        assert_eq!(measure(&history, 5_000_000..i64::MAX).writes.percent, 100.0);
+    }
+}

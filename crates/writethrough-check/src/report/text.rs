@@ -1,0 +1,165 @@
+//! The report for a terminal.
+
+use std::fmt::{self, Write};
+
+use super::{Summary, Verdict, anomalies, bucket_name, duration};
+use crate::{history::Action, history::Outcome, judge::Role};
+
+/// The summary as plain text, ending in a new line.
+#[must_use]
+pub fn text(summary: &Summary) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write(summary, &mut out);
+    out
+}
+
+fn write(summary: &Summary, out: &mut String) -> fmt::Result {
+    match summary.verdict {
+        Verdict::Linearizable => writeln!(
+            out,
+            "linearizable: {} operations on {} items, no anomaly",
+            summary.operations, summary.items
+        )?,
+        Verdict::Anomaly => {
+            let total: u64 = summary.anomalies.iter().map(|kind| kind.count).sum();
+            writeln!(
+                out,
+                "NOT linearizable: {} on {} of {} items, in {} operations",
+                anomalies(total),
+                summary.bad_items,
+                summary.items,
+                summary.operations
+            )?;
+        }
+        Verdict::Undecided => writeln!(
+            out,
+            "could not judge: {}",
+            summary.reason.as_deref().unwrap_or("nothing is known")
+        )?,
+    }
+    let seed = summary
+        .seed
+        .map(|seed| format!("seed {seed}, "))
+        .unwrap_or_default();
+    writeln!(
+        out,
+        "  {seed}run of {:.1} s, {} values read, {} unknown outcomes, judged in {:.2} s",
+        summary.run_s, summary.reads, summary.unknown, summary.judged_s
+    )?;
+
+    if !summary.actions.is_empty() {
+        writeln!(
+            out,
+            "\n  {:<9}{:>9}{:>9}{:>8}{:>9}{:>8}{:>11}{:>11}{:>11}",
+            "operation",
+            "invoked",
+            "ok",
+            "absent",
+            "unknown",
+            "failed",
+            "p50 ms",
+            "p99 ms",
+            "max ms"
+        )?;
+        for action in &summary.actions {
+            writeln!(
+                out,
+                "  {:<9}{:>9}{:>9}{:>8}{:>9}{:>8}{:>11.2}{:>11.2}{:>11.2}",
+                action.action.name(),
+                action.invoked,
+                action.ok,
+                action.absent,
+                action.unknown,
+                action.failed,
+                action.p50_ms,
+                action.p99_ms,
+                action.max_ms
+            )?;
+        }
+        let availability = &summary.availability;
+        writeln!(
+            out,
+            "  reads answered {:.4} %, longest stall {:.1} ms; writes answered {:.4} %, longest stall {:.1} ms",
+            availability.reads.percent,
+            availability.reads.longest_stall_ms,
+            availability.writes.percent,
+            availability.writes.longest_stall_ms
+        )?;
+    }
+    if summary.verdict != Verdict::Anomaly {
+        return Ok(());
+    }
+
+    writeln!(out)?;
+    for kind in &summary.anomalies {
+        writeln!(out, "  {:<26}{:>9}", kind.kind.name(), kind.count)?;
+    }
+    if summary.stale_reads > 0 {
+        writeln!(
+            out,
+            "\n  {} stale reads, the worst {} after the newer state had been acknowledged",
+            summary.stale_reads,
+            duration((summary.worst_staleness_ms * 1e6) as i64)
+        )?;
+        let most = summary
+            .staleness
+            .iter()
+            .map(|bucket| bucket.reads)
+            .max()
+            .unwrap_or(1)
+            .max(1);
+        let used = |bucket: &&super::Bucket| bucket.reads > 0;
+        for bucket in summary.staleness.iter().filter(used) {
+            let name = bucket_name(bucket);
+            let bar = "#".repeat((bucket.reads * 40).div_ceil(most) as usize);
+            writeln!(out, "  {name:>14} {:>9} {bar}", bucket.reads)?;
+        }
+    }
+    for (number, anomaly) in (1..).zip(&summary.explained) {
+        writeln!(out, "\n{number}. {} of item {}", anomaly.kind, anomaly.key)?;
+        writeln!(out, "   {}", anomaly.explanation)?;
+        let origin = anomaly
+            .operations
+            .iter()
+            .map(|member| member.start_ns)
+            .min()
+            .unwrap_or(0);
+        for member in &anomaly.operations {
+            let mark = match member.role {
+                Role::Offender => '!',
+                _ if member.needed => '*',
+                _ => ' ',
+            };
+            let value = member
+                .value
+                .as_ref()
+                .map_or("absent".to_owned(), |value| format!("{value:?}"));
+            let what = match member.op {
+                Action::Delete => "delete".to_owned(),
+                op => format!("{} {value}", op.name()),
+            };
+            let version = member
+                .version
+                .map(|version| format!(" v{version}"))
+                .unwrap_or_default();
+            let end = match member.outcome {
+                Outcome::Unknown => "unknown".to_owned(),
+                _ => duration(member.end_ns - origin),
+            };
+            let process = format!("process {}", member.process);
+            writeln!(
+                out,
+                "   {mark} {:>9} .. {end:<9} {process:<11} target {} {what}{version}",
+                duration(member.start_ns - origin),
+                member.target,
+            )?;
+        }
+    }
+    let told = summary.explained.len() as u64;
+    let total: u64 = summary.anomalies.iter().map(|kind| kind.count).sum();
+    if told < total {
+        writeln!(out, "\n{} more are counted but not explained", total - told)?;
+    }
+    Ok(())
+}
