@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use writethrough::Consistency;
 
 use crate::config::{CacheBackend, Config, Database, Sampling};
 use crate::items::Items;
@@ -47,9 +48,10 @@ impl App {
             metrics,
             sampling: config.otlp_endpoint.as_ref().map(|_| config.sampling),
             service_name: config.service_name.clone(),
-            cache_backend: match config.cache {
-                CacheBackend::InProcess => "in-process",
-                CacheBackend::Redis(_) => "redis",
+            cache_backend: match (config.consistency, &config.cache) {
+                (Consistency::Off, _) => "none",
+                (_, CacheBackend::InProcess) => "in-process",
+                (_, CacheBackend::Redis(_)) => "redis",
             },
             database_backend: match config.database {
                 Database::Sqlite(_) | Database::Temporary => "embedded",

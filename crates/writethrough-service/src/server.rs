@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use writethrough::{
-    Cache, Fence, InvalidSettings, LocalFence, MemoryCache, PostgresFence, RedisCache,
+    Cache, Consistency, Fence, InvalidSettings, LocalFence, MemoryCache, PostgresFence, RedisCache,
     RedisSettings, Settings, WriteThrough,
 };
 
@@ -149,6 +149,15 @@ impl Server {
             consistency = config.consistency.as_str(),
             "listening on http://{address}"
         );
+        if matches!(
+            (&config.database, &config.cache),
+            (Database::Postgres(_), CacheBackend::InProcess)
+        ) {
+            tracing::info!(
+                "the cache is in this process: a second node on the same database needs --cache \
+                 (REDIS_URL), or the two will keep each other from caching"
+            );
+        }
         Ok(Running {
             address,
             app,
@@ -200,18 +209,22 @@ fn database_error(url: &str, reason: &str) -> ConfigError {
 }
 
 fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
-    Ok(match &config.cache {
-        CacheBackend::InProcess => Arc::new(MemoryCache::new(config.cache_capacity_bytes)),
-        CacheBackend::Redis(url) => {
-            // The client's own message may repeat the URL, so it is not passed on.
-            let wrong = |_| ConfigError {
-                setting: "--cache (REDIS_URL)",
-                value: without_secrets(url),
-                allowed: "use `redis://HOST:PORT/DB`, with DB a number".to_owned(),
-            };
-            Arc::new(RedisCache::connect(RedisSettings::new(url.as_str())).map_err(wrong)?)
+    let url = match &config.cache {
+        // Switched off, it is not even connected to: verifying a connection writes to it.
+        CacheBackend::Redis(url) if config.consistency != Consistency::Off => url,
+        CacheBackend::Redis(_) | CacheBackend::InProcess => {
+            return Ok(Arc::new(MemoryCache::new(config.cache_capacity_bytes)));
         }
-    })
+    };
+    // The client's own message may repeat the URL, so it is not passed on.
+    let wrong = |_| ConfigError {
+        setting: "--cache (REDIS_URL)",
+        value: without_secrets(url),
+        allowed: "use `redis://HOST:PORT/DB`, with DB a number".to_owned(),
+    };
+    Ok(Arc::new(
+        RedisCache::connect(RedisSettings::new(url.as_str())).map_err(wrong)?,
+    ))
 }
 
 fn make_ready(

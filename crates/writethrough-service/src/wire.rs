@@ -197,7 +197,7 @@ pub(crate) struct DependenciesBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Backends)]
 pub(crate) struct BackendsBody {
-    /// `redis` or `in-process`.
+    /// `redis`, `in-process`, or `none` when the cache is switched off.
     pub(crate) cache: &'static str,
     /// `postgres` or `embedded`.
     pub(crate) database: &'static str,

@@ -223,7 +223,7 @@ async fn names_keep_every_character(client: &ApiClient) {
 async fn a_read_after_a_write_is_a_hit(client: &ApiClient) {
     let path = client.create("Written through").await;
     for _ in 0..2 {
-        let read = client.get(&path).await;
+        let read = client.get_through_cache(&path).await;
         assert_eq!(read.header("cache-status"), "writethrough; hit");
         assert_eq!(read.timed(), ["redis"]);
         assert_eq!(read.header("etag"), "\"1\"");
@@ -231,7 +231,7 @@ async fn a_read_after_a_write_is_a_hit(client: &ApiClient) {
         assert_eq!(read.header("x-trace-id").len(), 32);
     }
     client.put(&path, r#"{"name": "Anew", "price": 2}"#).await;
-    let read = client.get(&path).await;
+    let read = client.get_through_cache(&path).await;
     assert_eq!(read.header("cache-status"), "writethrough; hit");
     assert_eq!(read.json()["name"], "Anew");
 }
@@ -240,14 +240,14 @@ async fn the_list_contains_what_was_just_created(client: &ApiClient) {
     for round in 0..3 {
         let path = client.create(&format!("Listed {round}")).await;
         let id = path.trim_start_matches("/items/");
-        let first = client.get("/items?limit=5").await;
+        let first = client.get_through_cache("/items?limit=5").await;
         assert_eq!(first.json()["items"][0]["id"], id);
         assert_eq!(
             first.header("cache-status"),
             "writethrough; fwd=miss; stored"
         );
         assert_eq!(first.timed(), ["redis", "postgres"]);
-        let second = client.get("/items?limit=5").await;
+        let second = client.get_through_cache("/items?limit=5").await;
         assert_eq!(second.header("cache-status"), "writethrough; hit");
         assert_eq!(second.timed(), ["redis"]);
         assert_eq!(second.body, first.body);
@@ -366,13 +366,13 @@ async fn a_deleted_item_is_gone(client: &ApiClient) {
 
 async fn absence_is_cached_too(client: &ApiClient) {
     let path = "/items/00000000-0000-7000-8000-00000000000a";
-    let first = client.get(path).await;
+    let first = client.get_through_cache(path).await;
     first.problem(404, "item-not-found");
     assert_eq!(
         first.header("cache-status"),
         "writethrough; fwd=miss; stored"
     );
-    let second = client.get(path).await;
+    let second = client.get_through_cache(path).await;
     second.problem(404, "item-not-found");
     assert_eq!(second.header("cache-status"), "writethrough; hit");
     assert_eq!(second.timed(), ["redis"]);
@@ -382,7 +382,7 @@ async fn a_client_that_has_the_version_gets_304(client: &ApiClient) {
     let path = client.create("Known").await;
     let conditional = async |path: &str, tag: &str| {
         client
-            .send(Method::GET, path, &[("if-none-match", tag)], None)
+            .send_through_cache(path, &[("if-none-match", tag)])
             .await
     };
     for tag in ["\"1\"", "W/\"1\"", "\"7\", \"1\"", "*"] {
@@ -706,9 +706,12 @@ async fn the_callers_trace_is_continued(client: &ApiClient) {
 
 async fn clearing_the_cache_makes_the_next_read_a_fill(client: &ApiClient) {
     let path = client.create("Cleared").await;
-    client.get("/items?limit=7").await;
+    client.get_through_cache("/items?limit=7").await;
     let status = |answer: support::Answer| answer.header("cache-status").to_owned();
-    assert_eq!(status(client.get(&path).await), "writethrough; hit");
+    assert_eq!(
+        status(client.get_through_cache(&path).await),
+        "writethrough; hit"
+    );
     let answer = client.post("/cache/clear", "").await;
     assert_eq!(answer.status, 200, "{}", answer.text());
     let cleared = answer.json();
@@ -716,10 +719,13 @@ async fn clearing_the_cache_makes_the_next_read_a_fill(client: &ApiClient) {
     assert!(cleared["keys_deleted"].as_u64().unwrap() >= 2, "{cleared}");
     for path in [path.as_str(), "/items?limit=7"] {
         assert_eq!(
-            status(client.get(path).await),
+            status(client.get_through_cache(path).await),
             "writethrough; fwd=miss; stored"
         );
-        assert_eq!(status(client.get(path).await), "writethrough; hit");
+        assert_eq!(
+            status(client.get_through_cache(path).await),
+            "writethrough; hit"
+        );
     }
 }
 
@@ -727,10 +733,10 @@ async fn statistics_add_up(client: &ApiClient) {
     let before = client.get("/cache/stats").await.json();
     let path = client.create("Counted").await;
     for _ in 0..3 {
-        client.get(&path).await;
+        client.get_through_cache(&path).await;
     }
     client
-        .get("/items/00000000-0000-7000-8000-0000000000ff")
+        .get_through_cache("/items/00000000-0000-7000-8000-0000000000ff")
         .await;
     let after = client.get("/cache/stats").await.json();
     let grown = |name: &str| after[name].as_u64().unwrap() - before[name].as_u64().unwrap();

@@ -1,7 +1,7 @@
 //! Routes: thin handlers that turn requests into calls and answers into responses.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -129,6 +129,19 @@ fn header_value(text: String) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+/// Logs a failure that comes with an outage. Thousands of requests a second may meet the same one, so
+/// only the first in each second is a warning.
+fn log_outage(error: &ItemsError) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+        *last = Some(Instant::now());
+        tracing::warn!("{error}");
+    } else {
+        tracing::debug!("{error}");
+    }
+}
+
 impl From<ItemsError> for Problem {
     /// Logs the cause, which the client does not get to see.
     fn from(error: ItemsError) -> Self {
@@ -148,7 +161,7 @@ impl From<ItemsError> for Problem {
             },
             ItemsError::Engine(_) | ItemsError::Indeterminate { .. } | ItemsError::Cache(_) => {}
         }
-        tracing::warn!("{error}");
+        log_outage(&error);
         match error {
             ItemsError::Indeterminate { id, .. } => Problem::new(Kind::OutcomeUnknown)
                 .detail(format!(

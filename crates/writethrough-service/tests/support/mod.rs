@@ -126,6 +126,20 @@ impl ApiClient {
         self.send(Method::GET, path, &[], None).await
     }
 
+    /// Reads through the cache. On a machine that is too busy to keep the read lease a read bypasses the
+    /// cache; that is right, but not what is looked at here, so it is tried again.
+    pub(crate) async fn get_through_cache(&self, path: &str) -> Answer {
+        self.send_through_cache(path, &[]).await
+    }
+
+    pub(crate) async fn send_through_cache(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        until("a read does not bypass the cache", async || {
+            let answer = self.send(Method::GET, path, headers, None).await;
+            (!answer.header("cache-status").contains("fwd=bypass")).then_some(answer)
+        })
+        .await
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &str) -> Answer {
         self.send(Method::POST, path, &[], Some(body)).await
     }
