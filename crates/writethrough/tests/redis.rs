@@ -244,7 +244,7 @@ async fn a_hit_is_one_command_a_miss_three_a_write_two_rounds() {
     .await;
     assert_eq!(hit, ["GET"]);
     let write = commands(redis, async {
-        drop(node.write("a", Some("one")).await.unwrap())
+        node.write("a", Some("one")).await.unwrap();
     })
     .await;
     assert_eq!(write, ["EVALSHA", "EVALSHA"]);
