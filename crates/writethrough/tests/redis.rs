@@ -1,5 +1,9 @@
 //! The Redis cache on a real server: what is verified, what is noticed, what it costs.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and shows its seeds and figures"
+)]
 
 mod support;
 

@@ -1,6 +1,10 @@
 //! Random walks: the Lua scripts, the in-process cache and the pure transitions agree on every
 //! state and every answer.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and shows its seeds and figures"
+)]
 
 use std::collections::HashMap;
 use std::sync::Arc;
