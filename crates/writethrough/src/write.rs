@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 use writethrough_protocol::write::{
-    AfterBegin, AfterEnd, AfterWrite, Outcome, after_begin, after_end, after_write,
+    AfterBegin, AfterEnd, AfterWrite, Outcome, after_begin, after_end, after_write, keeps_value,
 };
 use writethrough_protocol::{Epoch, Mode, Token, WritePermit};
 
@@ -83,6 +83,8 @@ struct Announced {
     epoch: Epoch,
     session: Arc<dyn Session>,
     begun: Instant,
+    /// The announcement was sent a second time on another connection.
+    begun_again: bool,
 }
 
 /// A cache command of a write.
@@ -356,12 +358,13 @@ impl Engine {
             .collections
             .iter()
             .map(|collection| (collection.in_epoch(epoch), None));
-        let announced = Announced {
+        let mut announced = Announced {
             keys: values.chain(stamps).collect(),
             token: new_token(),
             epoch,
             session,
             begun: Instant::now(),
+            begun_again: false,
         };
         let names: Vec<String> = announced
             .keys
@@ -376,14 +379,14 @@ impl Engine {
             first,
             Some(epoch)
         );
-        let begun = self
+        let session = self
             .twice(Step::Begin(&names), &announced)
             .instrument(span)
-            .await;
-        if begun {
-            self.counters.intents.add(names.len() as u64);
-        }
-        begun.then_some(announced)
+            .await?;
+        self.counters.intents.add(names.len() as u64);
+        announced.begun_again = !Arc::ptr_eq(&session, &announced.session);
+        announced.session = session;
+        Some(announced)
     }
 
     async fn end(&self, announced: &Announced, mut values: HashMap<Key, Bytes>) -> bool {
@@ -392,7 +395,11 @@ impl Engine {
             .keys
             .iter()
             .map(|(name, key)| {
-                let value = key.as_ref().and_then(|key| values.remove(key)).map(Some);
+                let value = key
+                    .as_ref()
+                    .filter(|_| keeps_value(announced.begun_again))
+                    .and_then(|key| values.remove(key))
+                    .map(Some);
                 keeps |= value.is_some();
                 let ttl = self.jittered(self.settings.ttl);
                 End {
@@ -412,6 +419,7 @@ impl Engine {
         self.twice(Step::End(&ends), announced)
             .instrument(span)
             .await
+            .is_some()
     }
 
     /// Takes the intents of a write without effect away. If that fails they lapse.
@@ -434,18 +442,17 @@ impl Engine {
     }
 
     /// Tries a command of a write, and once more with the same token when it failed: on the same
-    /// connection, or on its successor if that is to the same server. Tells whether it succeeded.
-    async fn twice(&self, step: Step<'_>, announced: &Announced) -> bool {
+    /// connection, or on its successor if that is to the same server. Returns the session on which
+    /// it succeeded.
+    async fn twice(&self, step: Step<'_>, announced: &Announced) -> Option<Arc<dyn Session>> {
         let session = match step.run(self, &*announced.session, announced.token).await {
-            Ok(()) => return true,
-            Err(CacheError::Timeout(_)) => Some(announced.session.clone()),
-            Err(CacheError::Command(_)) => None,
-            Err(CacheError::Connection(_)) => self.reconnected(announced).await,
+            Ok(()) => return Some(announced.session.clone()),
+            Err(CacheError::Timeout(_)) => announced.session.clone(),
+            Err(CacheError::Command(_)) => return None,
+            Err(CacheError::Connection(_)) => self.reconnected(announced).await?,
         };
-        match session {
-            Some(session) => step.run(self, &*session, announced.token).await.is_ok(),
-            None => false,
-        }
+        let again = step.run(self, &*session, announced.token).await;
+        again.is_ok().then_some(session)
     }
 
     /// A new session to the server of the write's epoch, if there is one within the grace.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use support::{Ground, Node, Pair, until};
 use writethrough::cache::SessionWatch;
-use writethrough::{Bypass, Cache, CacheError, ReadOutcome, RedisCache, RedisSettings};
+use writethrough::{Bypass, Cache, CacheError, ReadOutcome, RedisCache, RedisSettings, Settings};
 use writethrough_protocol::{KeyState, Token};
 use writethrough_testbed::{Redis, Testbed};
 
@@ -420,4 +420,56 @@ async fn pings(redis: &Redis, work: impl Future<Output = ()>) -> Duration {
     work.await;
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     pinging.join().unwrap()
+}
+
+/// `begin` is carried out, its reply and the connection are lost, and it is sent again on the next
+/// connection. The first copy may still be on its way, as far as the writer can know; were it to
+/// arrive after the write had ended, and an `end` sent twice likewise, the value would come back
+/// over a newer one. So such a write leaves nothing in the cache (the model's mutant "begin sent
+/// again keeps its value" has the schedule).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_announced_on_two_connections_leaves_no_value() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let redis = ground.redis.as_ref().unwrap();
+    let testbed = Testbed::new().await.unwrap();
+    let link = testbed.link(redis.addr()).await.unwrap();
+    let mut settings = RedisSettings::new(link.url_for(&redis.url()));
+    // The reply must be lost with the connection, not given up on before.
+    settings.command_timeout = support::PATIENCE;
+    let cache = std::sync::Arc::new(RedisCache::connect(settings).unwrap());
+    let patient = Settings {
+        reconnect_grace: support::PATIENCE,
+        ..Settings::default()
+    };
+    let node = ground.start(patient, cache, ground.fence());
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    let epoch = node.cached.status().epoch.unwrap();
+
+    link.stall_replies();
+    let writer = tokio::spawn({
+        let node = node.clone();
+        async move { node.write("a", Some("one")).await }
+    });
+    let key = format!("row:a@{epoch}");
+    until("the intent is placed", async || {
+        let state = redis.command(&["GET", &key]).await.unwrap().text();
+        state.is_some_and(|state| state.starts_with('I'))
+    })
+    .await;
+    link.reset();
+    link.heal();
+    let written = writer.await.unwrap().unwrap();
+    assert_eq!(
+        written.epoch, epoch,
+        "the connection was replaced, the epoch was not"
+    );
+    let read = node.read("a").await;
+    assert_eq!(read.outcome, ReadOutcome::Filled);
+    assert_eq!(node.value("a").await.as_deref(), Some("one"));
+    node.write("a", Some("two")).await.unwrap();
+    assert_eq!(
+        node.read("a").await.outcome,
+        ReadOutcome::Hit,
+        "the next write keeps its value"
+    );
 }

@@ -43,9 +43,11 @@ pub struct End {
     pub ttl: Duration,
 }
 
-/// A verified connection to one life of one cache server. Each method is one round trip, bounded
-/// by the cache's command deadline, and each is idempotent: it may be tried again with the same
-/// token.
+/// A verified connection to one life of one cache server. Each method is one round trip (the walks
+/// `count` and `clear` are many short ones), bounded by the cache's command deadline.
+///
+/// `fill`, `break_fill`, `begin` and `end` may be tried again with the same token. `acquire_fill` must
+/// not: its first copy may execute late and put the lease back after a write has ended.
 ///
 /// # Cancellation
 ///
