@@ -16,6 +16,7 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::app::App;
+use crate::body::BodyRead;
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
 use crate::trace_context::RequestTrace;
@@ -34,6 +35,7 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let route = route.as_ref().map(MatchedPath::as_str);
     let mut trace = RequestTrace::new(request.headers(), app.sampling);
     let span = server_span(&mut trace, &request, route);
+    let (request, body_read) = BodyRead::watch(request);
 
     let mut response = if is_probe(route) {
         run(request, next).instrument(span.clone()).await
@@ -66,7 +68,9 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
-    if app.draining() {
+    // With a body half read the server closes the connection; a client that is not told would send
+    // its next request on it, and lose it.
+    if app.draining() || !body_read.to_the_end() {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

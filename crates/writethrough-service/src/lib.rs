@@ -7,6 +7,7 @@
 //! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
 
 pub mod app;
+pub mod body;
 pub mod config;
 pub mod exchange;
 pub mod item;
