@@ -15,6 +15,7 @@ mod command;
 mod install;
 mod interrupt;
 mod leftovers;
+mod model;
 mod test;
 mod transcript;
 
@@ -30,6 +31,11 @@ const TASKS: &[Task] = &[
         name: "test",
         about: "install what is missing, then run every check and every test",
         run: test::main,
+    },
+    Task {
+        name: "model",
+        about: "search the protocol's model for a stale read; `--deep` for long",
+        run: model::main,
     },
     Task {
         name: "help",
