@@ -2,9 +2,10 @@
 //! [`writethrough`] between them.
 //!
 //! [`server::Server::start`] takes a [`config::Config`] and gives a running server; the binary
-//! `writethrough` does nothing else. From the outside in: [`exchange`] is the layer around every
+//! `writethrough` does little else. From the outside in: [`exchange`] is the layer around every
 //! request, [`routes`] turns requests into calls of [`items`], which puts the cache in front of a
 //! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
+//! [`lab`] and [`probe`] stand beside the service: `serve` uses neither.
 
 pub mod app;
 pub mod body;
@@ -12,9 +13,11 @@ pub mod config;
 pub mod exchange;
 pub mod item;
 pub mod items;
+pub mod lab;
 pub mod metrics;
 pub mod openapi;
 pub mod overload;
+pub mod probe;
 pub mod problem;
 pub mod routes;
 pub mod server;

@@ -3,9 +3,13 @@
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use writethrough_check::CheckArgs;
 use writethrough_service::config::{Config, ServeArgs};
+use writethrough_service::lab::{self, LabArgs};
+use writethrough_service::probe;
 use writethrough_service::server::Server;
 use writethrough_service::shutdown::Signals;
 use writethrough_service::telemetry::Telemetry;
@@ -27,20 +31,81 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serves the items API; the default.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    /// Checks that a service with an items API is linearizable.
+    ///
+    /// Exit code: 0 linearizable, 1 an anomaly was found or a promise was broken, 2 could not judge.
+    Check(Box<CheckArgs>),
+    /// Runs the lab without containers: private servers, nodes, faults.
+    Lab(LabArgs),
+    /// Asks a server whether it is ready; exit code 0 if it is. For the health checks of containers.
+    Health(HealthArgs),
+}
+
+#[derive(clap::Args)]
+struct HealthArgs {
+    /// The address that the server listens on.
+    #[arg(
+        long,
+        env = "LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8000"
+    )]
+    listen: SocketAddr,
+    /// What to ask for.
+    #[arg(long, value_name = "PATH", default_value = "/readyz")]
+    path: String,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let args = match cli.command {
-        Some(Command::Serve(args)) => args,
-        None => cli.serve,
+    let outcome = match cli.command {
+        Some(Command::Serve(args)) => serve(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Check(args)) => return check(*args),
+        Some(Command::Lab(args)) => lab::run(args),
+        Some(Command::Health(args)) => health(&args),
+        None => serve(&cli.serve).map(|()| ExitCode::SUCCESS),
     };
-    match serve(&args) {
-        Ok(()) => ExitCode::SUCCESS,
+    match outcome {
+        Ok(code) => code,
         Err(error) => {
             // One line, whatever happened.
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Containers without a shell have nothing else to ask with.
+fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+    const BOUND: Duration = Duration::from_secs(3);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let address = probe::local(args.listen);
+    let (status, body) = runtime.block_on(probe::get(address, &args.path, BOUND))?;
+    let _ = writeln!(
+        std::io::stdout(),
+        "{}: {}",
+        status.as_u16(),
+        String::from_utf8_lossy(&body).trim()
+    );
+    Ok(if status.is_success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The exit code is the verdict.
+fn check(args: CheckArgs) -> ExitCode {
+    let checked = tokio::runtime::Runtime::new()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(writethrough_check::run(args)));
+    match checked {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "could not judge: {error:#}");
             ExitCode::from(2)
         }
     }

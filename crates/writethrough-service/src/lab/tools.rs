@@ -1,0 +1,52 @@
+//! Installed programs that take over this process: `psql`, `redis-cli` and `tail` for a person at a
+//! terminal.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::Context;
+use writethrough_testbed::find_program;
+
+/// Becomes `psql`, connected to the lab's database.
+pub(super) fn psql(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let (host, port) = split(address)?;
+    let mut command = Command::new(find_program("psql")?);
+    command
+        .args(["-h", host, "-p", port, "-U", "labuser", "-d", "items_db"])
+        .args(arguments)
+        .env("PGCONNECT_TIMEOUT", "5");
+    become_program(command)
+}
+
+/// Becomes `redis-cli`, connected to the lab's Redis.
+pub(super) fn redis_cli(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let (host, port) = split(address)?;
+    let mut command = Command::new(find_program("redis-cli")?);
+    command.args(["-h", host, "-p", port]).args(arguments);
+    become_program(command)
+}
+
+/// Becomes `tail` on a log.
+pub(super) fn tail(file: &Path, follow: bool) -> anyhow::Result<ExitCode> {
+    let mut command = Command::new("tail");
+    command.args(["-n", "40"]);
+    if follow {
+        command.arg("-f");
+    }
+    command.arg(file);
+    become_program(command)
+}
+
+fn split(address: &str) -> anyhow::Result<(&str, &str)> {
+    address
+        .rsplit_once(':')
+        .context("the lab gave no address: is it another version?")
+}
+
+fn become_program(mut command: Command) -> anyhow::Result<ExitCode> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    // Returns only if it fails.
+    let error = command.exec();
+    Err(error).with_context(|| format!("{name} cannot be run"))
+}
