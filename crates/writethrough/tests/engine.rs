@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use support::{Gate, Ground, Node, Pair, StoreError, until};
 use writethrough::{
-    Bypass, Collection, Commit, Consistency, Json, Key, OpError, ReadOutcome, Settings,
-    Unavailable, WriteError, WriteSet,
+    Bypass, Collection, Commit, Consistency, Json, Key, OpError, ReadOutcome, RedisCache,
+    RedisSettings, Settings, Unavailable, WriteError, WriteSet,
 };
+use writethrough_testbed::Testbed;
 
 /// Runs each case on each pair of cache and fence.
 macro_rules! on_every_pair {
@@ -672,4 +673,62 @@ async fn nodes_with_caches_of_their_own_stay_linearizable() {
         assert_eq!(reader.value("a").await.as_deref(), Some(value.as_str()));
         assert_eq!(writer.value("a").await.as_deref(), Some(value.as_str()));
     }
+}
+
+/// A write is announced, its intent is evicted, a reader takes the fill lease and loads the old value,
+/// the write commits, and then the writer's connection hangs so that it cannot end the write. The
+/// fill is accepted, for nothing in the cache speaks against it. So the writer must not acknowledge
+/// before the epoch that holds it is over for everybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_cannot_be_ended_is_acknowledged_only_in_the_next_epoch() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let redis = ground.redis.as_ref().unwrap();
+    let testbed = Testbed::new().await.unwrap();
+    let link = testbed.link(redis.addr()).await.unwrap();
+    let through_link = RedisSettings::new(link.url_for(&redis.url()));
+    let cache = Arc::new(RedisCache::connect(through_link).unwrap());
+    // The writer's own supervisor must not be what ends the epoch.
+    let patient = Settings {
+        reconnect_grace: support::PATIENCE,
+        ..Settings::default()
+    };
+    let writer = ground.start(patient, cache, ground.fence());
+    let reader = ground.node().await;
+    until("the writer uses the cache", async || {
+        writer.cached.uses_cache()
+    })
+    .await;
+    reader.write("a", Some("old")).await.unwrap();
+
+    let commit = Gate::shut();
+    let write = tokio::spawn({
+        let (writer, commit) = (writer.clone(), commit.clone());
+        async move { writer.write_slowly("a", Some("new"), commit).await }
+    });
+    commit.arrival().await;
+    let epoch = reader.cached.status().epoch.unwrap();
+    let evicted = redis.order(&["DEL", &format!("row:a@{epoch}")]).await;
+    assert_eq!(evicted.unwrap().integer(), Some(1), "the intent was there");
+    let fill = Gate::shut();
+    let read = tokio::spawn({
+        let (reader, fill) = (reader.clone(), fill.clone());
+        async move { reader.read_slowly("a", fill).await }
+    });
+    fill.arrival().await;
+    link.stall();
+    commit.let_through();
+    until("the write has committed", async || {
+        writer.store.get("a").await.as_deref() == Some("new")
+    })
+    .await;
+    fill.let_through();
+    assert_eq!(
+        read.await.unwrap().outcome,
+        ReadOutcome::Filled,
+        "with the old value"
+    );
+    write.await.unwrap().unwrap();
+    let seen = reader.read("a").await;
+    assert_eq!(seen.value, Some(Json("new".into())), "{:?}", seen.outcome);
+    assert!(reader.cached.status().epoch > Some(epoch));
 }
