@@ -35,6 +35,11 @@ const PACKAGES: &[Package] = &[
         programs: &["redis-cli"],
         purpose: "a look into the cache by hand",
     },
+    Package {
+        name: "prometheus",
+        programs: &["prometheus", "promtool"],
+        purpose: "the metrics, rules and dashboards of the lab",
+    },
 ];
 
 /// Installs what is missing and returns a note of what was done.

@@ -244,7 +244,9 @@ impl Items {
             let item = watch.time(self.store.select(id)).await?;
             Ok::<_, StoreError>(item.as_ref().map(Document::of_item))
         };
+        let started = Instant::now();
         let read = self.engine.read(&Self::key(id), load).await?;
+        self.metrics.read(read.outcome, started.elapsed());
         Ok(Fetched {
             document: read.value,
             outcome: read.outcome,
@@ -268,10 +270,12 @@ impl Items {
             let page = watch.time(self.store.select_page(request)).await?;
             Ok::<_, StoreError>(Document::of_page(&page))
         };
+        let started = Instant::now();
         let read = self
             .engine
             .read_page(&self.collection, &query, load)
             .await?;
+        self.metrics.read(read.outcome, started.elapsed());
         Ok(Fetched {
             document: read.value,
             outcome: read.outcome,

@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use writethrough::ReadOutcome;
 
 use crate::items::{Items, WriteTiming};
 use crate::store::Operation;
@@ -76,6 +77,11 @@ struct StoreLabels {
 struct WriteLabels {
     operation: &'static str,
     part: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,6 +169,8 @@ pub struct Metrics {
     connections: Gauge,
     /// For each operation: succeeded, failed.
     store: [[Histogram; 2]; 5],
+    /// Hit, miss, coalesced, bypass.
+    reads: [Histogram; 4],
     /// For each kind of write: redis, postgres, total.
     writes: [[Histogram; 3]; 3],
     live: Arc<OnceLock<Weak<Items>>>,
@@ -225,6 +233,19 @@ impl Metrics {
             })
         });
 
+        let read_family =
+            Family::<OutcomeLabel, Histogram, fn() -> Histogram>::new_with_constructor(
+                duration_histogram as fn() -> Histogram,
+            );
+        registry.register_with_unit(
+            "writethrough_read_duration",
+            "Time of a read, from the cache or the database",
+            Unit::Seconds,
+            read_family.clone(),
+        );
+        let reads = ["hit", "miss", "coalesced", "bypass"]
+            .map(|outcome| read_family.get_or_create_owned(&OutcomeLabel { outcome }));
+
         let write_family =
             Family::<WriteLabels, Histogram, fn() -> Histogram>::new_with_constructor(
                 duration_histogram as fn() -> Histogram,
@@ -258,6 +279,7 @@ impl Metrics {
             shed_deadline: shed.get_or_create_owned(&ReasonLabel { reason: "deadline" }),
             connections,
             store,
+            reads,
             writes,
             live,
         }
@@ -309,6 +331,18 @@ impl Metrics {
     pub fn store_operation(&self, operation: Operation, duration: Duration, ok: bool) {
         let [succeeded, failed] = &self.store[operation as usize];
         let histogram = if ok { succeeded } else { failed };
+        histogram.observe(duration.as_secs_f64());
+    }
+
+    /// Counts a read that was answered.
+    pub fn read(&self, outcome: ReadOutcome, duration: Duration) {
+        let [hit, miss, coalesced, bypass] = &self.reads;
+        let histogram = match outcome {
+            ReadOutcome::Hit => hit,
+            ReadOutcome::Filled | ReadOutcome::Unfilled => miss,
+            ReadOutcome::Coalesced => coalesced,
+            ReadOutcome::Bypassed(_) => bypass,
+        };
         histogram.observe(duration.as_secs_f64());
     }
 

@@ -307,11 +307,8 @@ async fn a_fenced_write_starts_again(pair: Pair) {
     gate.let_through();
     let written = writer.await.unwrap().unwrap();
     assert!(written.epoch > epoch);
-    assert_eq!(
-        node.store.writes.load(Ordering::SeqCst),
-        2,
-        "the first try was refused"
-    );
+    // The first try was refused; the second may be, if the cache came back at that very moment.
+    assert!(node.store.writes.load(Ordering::SeqCst) >= 2);
     assert_eq!(node.value("a").await.as_deref(), Some("one"));
 }
 
@@ -407,6 +404,13 @@ async fn a_page_is_cached_until_the_collection_changes(pair: Pair) {
     assert_eq!(other.outcome, ReadOutcome::Filled);
     assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Hit);
     write_member(&node, "two").await;
+    // The other page is the first to be filled, under a new stamp, which the old page lacks.
+    let other = node
+        .cached
+        .read_page(&Collection::new("rows"), "limit=3", load)
+        .await
+        .unwrap();
+    assert_eq!(other.outcome, ReadOutcome::Filled);
     let read = page(&node, Gate::open()).await;
     assert_eq!(
         (read.outcome, read.value),

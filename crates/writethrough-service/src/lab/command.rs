@@ -46,7 +46,12 @@ struct UpArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
     nodes: u16,
     /// Where the first node listens; the others take the next ports. With port 0 each takes a free one.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
+    #[arg(
+        long,
+        env = "WRITETHROUGH_LAB_LISTEN",
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8000"
+    )]
     listen: SocketAddr,
     /// `strict` (linearizable), `textbook` (commit, then SET: not linearizable) or `off` (no cache).
     #[arg(long, value_name = "MODE", default_value = "strict",
@@ -97,6 +102,12 @@ enum Command {
         /// Go on showing what is added.
         #[arg(short, long)]
         follow: bool,
+    },
+    /// Prints a server's URL, for other programs.
+    Url {
+        /// `api`, `postgres`, `redis` or `prometheus`.
+        #[arg(default_value = "api")]
+        server: String,
     },
     /// Runs psql on the lab's database.
     Psql(Rest),
@@ -230,6 +241,7 @@ async fn act(command: Command, folder: &Path) -> anyhow::Result<ExitCode> {
         Command::Restore(_) => Request::new("restore", None),
         Command::Lag(_) => Request::new("lag", None),
         Command::Failover(_) => Request::new("failover", None),
+        Command::Url { server } => Request::new("url", Some(server)),
         Command::Trace { id } => Request::new("trace", id.as_deref()),
         Command::Logs { server, follow } => {
             let file = control::ask(folder, &Request::new("log", Some(server))).await?;

@@ -180,6 +180,7 @@ impl Stack {
         match request.verb.as_str() {
             "ping" => Ok(String::new()),
             "status" => Ok(self.describe().await),
+            "url" => self.url(word.unwrap_or_default()),
             "address" => self.address(word.unwrap_or_default()),
             "log" => {
                 let path = self.log(word.unwrap_or_default())?;
@@ -304,6 +305,19 @@ impl Stack {
             "postgres" => self.postgres.addr().to_string(),
             "redis" => self.primary().addr().to_string(),
             other => bail!("there is no address of `{other}`"),
+        })
+    }
+
+    fn url(&self, name: &str) -> anyhow::Result<String> {
+        Ok(match (name, &self.prometheus) {
+            ("postgres", _) => self.postgres.url(),
+            ("redis", _) => self.primary().url(),
+            ("prometheus", Ok((_, address))) => format!("http://{address}"),
+            ("prometheus", Err(why)) => bail!("Prometheus does not run: {why}"),
+            (name, _) => match self.nodes.iter().find(|node| node.name == name) {
+                Some(node) => format!("http://{}", node.address),
+                None => bail!("there is no server `{name}`; there are {}", self.names()),
+            },
         })
     }
 

@@ -1,0 +1,95 @@
+//! The library in front of a table of its own, on Postgres and Redis:
+//! `cargo run -p writethrough --example prices -- POSTGRES_URL REDIS_URL`.
+#![allow(clippy::print_stdout, reason = "a program whose output is its purpose")]
+
+use std::sync::Arc;
+
+use deadpool_postgres::{Manager, Pool, PoolError};
+use tokio_postgres::NoTls;
+use writethrough::postgres::is_fenced;
+use writethrough::{
+    Commit, Json, Key, OpError, PostgresFence, RedisCache, RedisSettings, Settings, WriteSet,
+    WriteThrough,
+};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Sets a price: one statement, which carries the guard.
+async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Result<(), Failure> {
+    let (pool, name) = (pool.clone(), name.to_owned());
+    let key = Key::new("price", &name);
+    let keys = WriteSet::new().key(key.clone());
+    let write = cached.write(keys, move |guard| {
+        let (pool, name, key) = (pool.clone(), name.clone(), key.clone());
+        async move {
+            const SQL: &str = "INSERT INTO prices SELECT $2, $3 FROM writethrough.guard($1)
+                               ON CONFLICT (name) DO UPDATE SET cents = excluded.cents";
+            // No connection: nothing was sent, nothing was written.
+            let client = pool.get().await.map_err(OpError::Rejected)?;
+            match client
+                .execute(SQL, &[&guard.parameter(), &name, &cents])
+                .await
+            {
+                Ok(_) => Ok(Commit::new(()).cache(&key, &Json(cents))),
+                Err(error) if is_fenced(&error) => Err(OpError::Fenced),
+                // Postgres answered with an error, so it wrote nothing; otherwise nobody knows.
+                Err(error) if error.as_db_error().is_some() => Err(OpError::Rejected(error.into())),
+                Err(error) => Err(OpError::Unknown(PoolError::Backend(error))),
+            }
+        }
+    });
+    write.await?;
+    Ok(())
+}
+
+/// Reads a price, and tells where it came from.
+async fn show(cached: &WriteThrough, pool: &Pool, name: &str) -> Result<(), Failure> {
+    let load = || async {
+        let client = pool.get().await?;
+        let row = client.query_opt("SELECT cents FROM prices WHERE name = $1", &[&name]);
+        Ok::<_, PoolError>(row.await?.map(|row| Json(row.get::<_, i64>(0))))
+    };
+    let read = cached.read(&Key::new("price", name), load).await?;
+    println!(
+        "{name}: {:?} ({:?})",
+        read.value.map(|Json(cents)| cents),
+        read.outcome
+    );
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let mut argument = || {
+        arguments
+            .next()
+            .ok_or("usage: prices POSTGRES_URL REDIS_URL")
+    };
+    let (postgres, redis) = (argument()?, argument()?);
+    let pool = Pool::builder(Manager::new(postgres.parse()?, NoTls)).build()?;
+    let mut client = pool.get().await?;
+    PostgresFence::migrate(&mut client).await?;
+    let table = "CREATE TABLE IF NOT EXISTS prices (name text PRIMARY KEY, cents bigint NOT NULL)";
+    client.batch_execute(table).await?;
+    drop(client);
+
+    let cache = Arc::new(RedisCache::connect(RedisSettings::new(redis))?);
+    let fence = Arc::new(PostgresFence::new(pool.clone()));
+    let cached = WriteThrough::start(Settings::default(), cache, fence)?;
+    // Optional: without it the first reads come from Postgres.
+    while !cached.uses_cache() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+
+    show(&cached, &pool, "coffee").await?;
+    set(&cached, &pool, "tea", 450).await?;
+    show(&cached, &pool, "tea").await?;
+    set(&cached, &pool, "tea", 500).await?;
+    show(&cached, &pool, "tea").await?;
+    cached.clear().await?;
+    show(&cached, &pool, "tea").await?;
+    show(&cached, &pool, "tea").await?;
+    cached.shutdown().await;
+    Ok(())
+}
