@@ -36,7 +36,9 @@ pub struct Timing {
     /// How long a node observes a new epoch before it uses it; more than `lease` plus the drift of
     /// the nodes' clocks.
     pub settle: Duration,
-    /// How long nobody must have reported trouble before the cache is used again.
+    /// How long nobody must have reported trouble before the cache is used again; and how long a
+    /// bypass that followed an outage lasts at least once it is active, so that the writes which
+    /// waited for it are made in it and do not run into the next change.
     pub hold_off: Duration,
 }
 
@@ -78,6 +80,8 @@ pub enum WritePermit {
 struct Seen {
     row: EpochRow,
     first_seen: Monotonic,
+    /// The row was not settled when it was first seen: this node has had to observe.
+    observed: bool,
     lease_until: Option<Monotonic>,
 }
 
@@ -117,6 +121,7 @@ impl Node {
             }
             _ => {
                 self.seen = Some(Seen {
+                    observed: !row.settled,
                     row,
                     first_seen: now,
                     lease_until: None,
@@ -231,7 +236,9 @@ impl Node {
     }
 
     /// The change that this node should propose now, apart from a failed command: leave an epoch
-    /// whose server it is not connected to, or use the cache again.
+    /// whose server it is not connected to, or use the cache again. From one server to another the
+    /// way is through a bypass: it costs the writers one wait, where going straight there would cost
+    /// those who are still on the old server a second one.
     #[must_use]
     pub fn proposal(&self, sighting: &Sighting, now: Monotonic) -> Option<Proposal> {
         let seen = self.seen.as_ref()?;
@@ -239,28 +246,26 @@ impl Node {
             return None;
         }
         let from = seen.row.number;
-        let quiet = sighting
-            .trouble_age
-            .is_none_or(|age| age >= self.timing.hold_off);
         match (&seen.row.mode, &self.connection) {
-            (Mode::Bypass, Some(here)) if quiet && self.is_active(now) => Some(Proposal {
-                from,
-                mode: Mode::Cached(here.clone()),
-                settled: true,
-            }),
-            (Mode::Cached(there), Some(here)) if there != here => {
-                let calm = quiet && now.since(seen.first_seen) >= self.timing.hold_off;
-                Some(if calm {
-                    Proposal {
-                        from,
-                        mode: Mode::Cached(here.clone()),
-                        settled: false,
-                    }
+            (Mode::Bypass, Some(here)) => {
+                let quiet = sighting
+                    .trouble_age
+                    .is_none_or(|age| age >= self.timing.hold_off);
+                let rest = if seen.observed {
+                    self.timing.settle + self.timing.hold_off
                 } else {
-                    Self::bypass_from(from)
+                    Duration::ZERO
+                };
+                let rested = self.is_active(now) && now >= seen.first_seen + rest;
+                (quiet && rested).then(|| Proposal {
+                    from,
+                    mode: Mode::Cached(here.clone()),
+                    settled: true,
                 })
             }
-            (Mode::Cached(_), None) => Some(Self::bypass_from(from)),
+            (Mode::Cached(there), here) if here.as_ref() != Some(there) => {
+                Some(Self::bypass_from(from))
+            }
             _ => None,
         }
     }
@@ -414,37 +419,45 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_returns_only_from_an_active_bypass_after_the_hold_off() {
+    fn the_cache_returns_only_from_a_bypass_that_was_active_for_a_while() {
         let mut node = connected("a");
         node.saw(bypass(8, false), Some(at(0)), at(0));
-        let quiet = sighting(bypass(8, false), Some(1000));
+        let quiet = sighting(bypass(8, true), Some(1000));
         assert_eq!(node.proposal(&quiet, at(1249)), None, "leases may be out");
-        let troubled = sighting(bypass(8, false), Some(999));
+        // Settled by another node meanwhile: the writers still get their time.
+        node.saw(bypass(8, true), Some(at(1300)), at(1300));
         assert_eq!(
-            node.proposal(&troubled, at(1250)),
+            node.proposal(&quiet, at(2249)),
+            None,
+            "writers may be waiting"
+        );
+        let troubled = sighting(bypass(8, true), Some(999));
+        assert_eq!(
+            node.proposal(&troubled, at(2250)),
             None,
             "somebody has trouble"
         );
-        let proposal = node.proposal(&quiet, at(1250)).unwrap();
-        assert_eq!(
-            (&proposal.mode, proposal.settled),
-            (&Mode::Cached(server("a")), true)
-        );
+        let proposal = node.proposal(&quiet, at(2250)).unwrap();
+        assert_eq!(proposal.mode, Mode::Cached(server("a")));
+        assert!(proposal.settled);
     }
 
     #[test]
-    fn a_node_on_another_server_moves_the_epoch_when_calm_and_ends_it_when_not() {
+    fn a_quiet_bypass_ends_at_first_sight() {
+        let mut node = connected("a");
+        node.saw(bypass(8, true), Some(at(0)), at(0));
+        let proposal = node.proposal(&sighting(bypass(8, true), None), at(0));
+        assert_eq!(proposal.unwrap().mode, Mode::Cached(server("a")));
+    }
+
+    #[test]
+    fn a_node_on_another_server_ends_the_epoch() {
         let mut node = connected("b");
         node.saw(cached(7, "a", true), Some(at(0)), at(0));
         let row = sighting(cached(7, "a", true), None);
         assert_eq!(
-            node.proposal(&row, at(10)),
+            node.proposal(&row, at(5000)),
             Some(Node::bypass_from(Epoch(7)))
-        );
-        let proposal = node.proposal(&row, at(1000)).unwrap();
-        assert_eq!(
-            (&proposal.mode, proposal.settled),
-            (&Mode::Cached(server("b")), false)
         );
     }
 
