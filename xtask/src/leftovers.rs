@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,11 @@ impl Ground {
             keep: std::env::var_os(KEEP).is_some_and(|value| !value.is_empty()),
             bound: BOUND,
         })
+    }
+
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Makes a command, and all that it starts, part of the run.

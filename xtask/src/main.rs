@@ -14,9 +14,11 @@ use std::process::ExitCode;
 mod command;
 mod install;
 mod interrupt;
+mod lab;
 mod leftovers;
 mod model;
 mod test;
+mod torture;
 mod transcript;
 
 /// One task.
@@ -36,6 +38,16 @@ const TASKS: &[Task] = &[
         name: "model",
         about: "search the protocol's model for a stale read; `--deep` for long",
         run: model::main,
+    },
+    Task {
+        name: "lab",
+        about: "run the commands of the lab's exercises and check what they show",
+        run: lab::main,
+    },
+    Task {
+        name: "torture",
+        about: "compare textbook, off and strict under the same faults, and write the table",
+        run: torture::main,
     },
     Task {
         name: "help",

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use crate::command::{self, End};
 use crate::leftovers::Ground;
 use crate::transcript::{self, Report, Tally, Transcript, Worth};
-use crate::{install, interrupt, root};
+use crate::{install, interrupt, lab, root};
 
 /// How long everything may take together, unless told otherwise.
 const BOUND_MINUTES: u64 = 40;
@@ -77,6 +77,12 @@ const PARTS: &[Part] = &[
         about: "unit, integration and documentation tests",
         needs: &["install", "build"],
         run: tests,
+    },
+    Part {
+        name: "lab",
+        about: "the commands of the lab's exercises",
+        needs: &["install", "build"],
+        run: exercises,
     },
 ];
 
@@ -368,6 +374,20 @@ fn build(run: &mut Run) -> anyhow::Result<Outcome> {
     let mut command = run.cargo(&["test", "--no-run"]);
     run.select(&mut command);
     run.check(command)
+}
+
+/// The lab belongs to the service and to no other crate.
+fn exercises(run: &mut Run) -> anyhow::Result<Outcome> {
+    let packages = &run.options.packages;
+    if !packages.is_empty() && !packages.iter().any(|name| name == "writethrough-service") {
+        return Ok(Outcome::Good("not of these packages".to_owned()));
+    }
+    let (note, failures) = lab::run(run.deadline, &[], run.options.verbose)?;
+    Ok(if failures.is_empty() {
+        Outcome::Good(note)
+    } else {
+        Outcome::Bad(failures.join("\n"))
+    })
 }
 
 /// The test binaries, which are built if they are not.

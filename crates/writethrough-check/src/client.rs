@@ -71,6 +71,8 @@ pub enum Reply {
         status: StatusCode,
         /// The body.
         body: Bytes,
+        /// Whether the service says that it answered from its cache (`Cache-Status`, RFC 9211).
+        hit: bool,
     },
     /// Nothing was sent: the service cannot know of the request.
     NotSent(String),
@@ -134,18 +136,23 @@ impl Client {
                 }
             };
             let status = response.status();
+            let hit = response
+                .headers()
+                .get("cache-status")
+                .and_then(|value| value.to_str().ok())
+                .is_some_and(|value| value.split([';', ',']).any(|part| part.trim() == "hit"));
             match Limited::new(response.into_body(), BODY_LIMIT)
                 .collect()
                 .await
             {
-                Ok(body) => Ok((status, body.to_bytes())),
+                Ok(body) => Ok((status, body.to_bytes(), hit)),
                 Err(error) => Err(Reply::Lost(format!("the answer broke off: {error}"))),
             }
         };
         match timeout_at(deadline, exchange).await {
-            Ok(Ok((status, body))) => {
+            Ok(Ok((status, body, hit))) => {
                 self.connection = Some(connection);
-                Reply::Answer { status, body }
+                Reply::Answer { status, body, hit }
             }
             Ok(Err(reply)) => reply,
             Err(_) => Reply::Lost(format!("no answer within {:?}", self.timeout)),

@@ -25,6 +25,8 @@
 //! | `items` | list: the items of one page, each with `key`, `value`, `version`, `created` |
 //! | `window` | list: `[newer, older]`: the page holds *all* items that exist and were created strictly between these two times; `null` is an open side. Left out when the page promises nothing about what is missing from it |
 //!
+//! The header may list the faults that were in force: see [`Disturbance`].
+//!
 //! This module knows nothing of HTTP and judges nothing.
 
 use std::{
@@ -180,6 +182,31 @@ pub struct Header {
     /// Anything a person wants to know about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// The faults that somebody caused meanwhile, by their beginning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Disturbance>,
+}
+
+/// A stretch of time in which a fault was in force.
+///
+/// The judge does not look at it: a fault excuses no anomaly. It says what may be expected of the answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disturbance {
+    /// The kind of fault.
+    pub fault: String,
+    /// The target that it concerned, as an index into the header's targets; none when it concerned all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<u16>,
+    /// When it began, in nanoseconds of the history's clock.
+    pub from: i64,
+    /// When all of it had been undone.
+    pub to: i64,
+    /// Targets that could not be expected to answer: down themselves, or out of reach of their database.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<u16>,
+    /// Whether connections to the database were reset, so that a write under way could be left unanswered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resets_writes: bool,
 }
 
 /// An item's id, interned.
@@ -507,7 +534,8 @@ mod tests {
     use super::*;
 
     const LINES: &str = concat!(
-        r#"{"history":"writethrough-check/1","seed":7,"targets":["http://a"]}"#,
+        r#"{"history":"writethrough-check/1","seed":7,"targets":["http://a"],"#,
+        r#""faults":[{"fault":"kill-node","target":0,"from":1,"to":2,"down":[0]}]}"#,
         "\n",
         r#"{"process":0,"op":"create","key":"k","value":"a","version":1,"created":5,"start":0,"end":2,"outcome":"ok","status":201}"#,
         "\n",

@@ -156,7 +156,7 @@ impl Clock {
 /// What to do to which services.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Base addresses of the services; every process uses all of them.
+    /// Base addresses of the services.
     pub targets: Vec<String>,
     /// Processes that run at the same time.
     pub processes: u32,
@@ -178,6 +178,9 @@ pub struct Settings {
     pub wait: Duration,
     /// Types of problems (RFC 9457), by their last part, with which a 503 says that a write was not made.
     pub not_made: Vec<String>,
+    /// Each process uses one target only, in turn, so that a target that does not answer holds up its own processes and
+    /// no others. Otherwise every process uses all of them.
+    pub pinned: bool,
     /// The clock of the history.
     pub clock: Clock,
 }
@@ -196,6 +199,7 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(10),
             wait: Duration::from_secs(10),
             not_made: vec!["unavailable".to_owned(), "overloaded".to_owned()],
+            pinned: false,
             clock: Clock::default(),
         }
     }
@@ -205,6 +209,7 @@ impl Default for Settings {
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
+    hits: AtomicU64,
     stopped: AtomicBool,
 }
 
@@ -213,6 +218,12 @@ impl Progress {
     #[must_use]
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
+    }
+
+    /// Reads of one item of which the service said that it answered them from its cache.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
     }
 
     /// Lets the processes finish the operations they are at, and no more.
@@ -260,6 +271,23 @@ const PAGES: usize = 20;
 ///
 /// Dropping the future ends all processes; their operations may have been sent.
 pub async fn run(settings: &Settings, progress: &Arc<Progress>) -> Result<History, WorkloadError> {
+    run_then(settings, progress, async {}).await
+}
+
+/// The same as [`run`], and waits for `calm` before it reads each item once more.
+///
+/// # Errors
+///
+/// As for [`run`]; then `calm` is not waited for.
+///
+/// # Cancellation
+///
+/// As for [`run`].
+pub async fn run_then(
+    settings: &Settings,
+    progress: &Arc<Progress>,
+    calm: impl Future<Output = ()>,
+) -> Result<History, WorkloadError> {
     let targets: Vec<Arc<Target>> = settings
         .targets
         .iter()
@@ -293,6 +321,7 @@ pub async fn run(settings: &Settings, progress: &Arc<Progress>) -> Result<Histor
         processes.spawn(process.work(begun));
     }
     while processes.join_next().await.is_some() {}
+    calm.await;
     for target in 0..shared.targets.len() {
         let number = settings.processes + target as u32;
         processes.spawn(Process::new(&shared, number).look_again(target));
@@ -434,7 +463,11 @@ impl Process {
             if settings.operations.is_some_and(|limit| invoked >= limit) {
                 return;
             }
-            let target = self.random.usize(..self.clients.len());
+            let target = if settings.pinned {
+                self.number as usize % self.clients.len()
+            } else {
+                self.random.usize(..self.clients.len())
+            };
             let answered = match settings.mix.pick(&mut self.random) {
                 Action::Read => self.read(target, None).await,
                 Action::List => self.list(target).await,
@@ -622,7 +655,10 @@ impl Process {
             Reply::Answer {
                 status: StatusCode::OK,
                 body,
+                hit,
             } => {
+                let hits = &self.shared.progress.hits;
+                hits.fetch_add(u64::from(hit), Ordering::Relaxed);
                 let item = serde_json::from_slice::<Item>(&body).ok();
                 let outcome = if item.is_some() {
                     Outcome::Ok
@@ -676,6 +712,7 @@ impl Process {
                 Reply::Answer {
                     status: StatusCode::OK,
                     body,
+                    ..
                 } => (200, serde_json::from_slice::<ItemsPage>(&body).ok()),
                 Reply::Answer { status, .. } => (status.as_u16(), None),
                 Reply::NotSent(_) | Reply::Lost(_) => (0, None),
@@ -742,7 +779,7 @@ impl Process {
 
     fn write_outcome(&self, reply: &Reply) -> (Outcome, u16, String) {
         match reply {
-            Reply::Answer { status, body } => {
+            Reply::Answer { status, body, .. } => {
                 let outcome = match status.as_u16() {
                     200..=299 => Outcome::Ok,
                     404 => Outcome::Absent,

@@ -379,6 +379,43 @@ async fn a_history_is_recorded_and_judged_again() {
     );
 }
 
+#[tokio::test]
+async fn faults_that_were_recorded_are_shaded_in_the_timeline() {
+    let bad = include_str!("histories/bad-stale-read.jsonl");
+    let (_, operations) = bad.split_once('\n').unwrap();
+    let header = r#"{"history":"writethrough-check/1","faults":[
+        {"fault":"lagging-failover","from":12000000,"to":22000000},
+        {"fault":"kill-node","target":1,"from":900000000,"to":910000000,"down":[1]}]}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (history, page) = (path("h.jsonl"), path("page.html"));
+    std::fs::write(
+        &history,
+        format!("{}\n{operations}", header.replace('\n', "")),
+    )
+    .unwrap();
+    let (code, _) = check(&["--history", &history, "--report", &page]).await;
+    assert_eq!(code, 1);
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert!(page.contains("class=fault><title>lagging-failover"));
+    assert!(!page.contains("kill-node"), "it was not in force then");
+}
+
+#[tokio::test]
+async fn a_cluster_and_targets_exclude_each_other() {
+    let parse = |arguments: &[&str]| Command::try_parse_from([&["check"], arguments].concat());
+    assert!(parse(&["--cluster", "nodes=3", "--faults", "kill-redis"]).is_ok());
+    for wrong in [
+        &["--faults", "kill-redis", "--target", "http://x"][..],
+        &["--cluster", "nodes=3", "--target", "http://x"],
+        &["--cluster", "nodes=3", "--consistency", "eventual"],
+        &["--cluster", "nodes=3", "--faults", "kill-everything"],
+        &[],
+    ] {
+        assert!(parse(wrong).is_err(), "{wrong:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_judged_has_its_own_exit_code() {
     let url = serve(Fault::Broken).await;

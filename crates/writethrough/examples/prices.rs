@@ -46,8 +46,9 @@ async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Resu
 async fn show(cached: &WriteThrough, pool: &Pool, name: &str) -> Result<(), Failure> {
     let load = || async {
         let client = pool.get().await?;
-        let row = client.query_opt("SELECT cents FROM prices WHERE name = $1", &[&name]);
-        Ok::<_, PoolError>(row.await?.map(|row| Json(row.get::<_, i64>(0))))
+        const SQL: &str = "SELECT cents FROM prices WHERE name = $1";
+        let row = client.query_opt(SQL, &[&name]).await?;
+        Ok::<_, PoolError>(row.map(|row| Json(row.get::<_, i64>(0))))
     };
     let read = cached.read(&Key::new("price", name), load).await?;
     println!(
@@ -87,7 +88,7 @@ async fn main() -> Result<(), Failure> {
     show(&cached, &pool, "tea").await?;
     set(&cached, &pool, "tea", 500).await?;
     show(&cached, &pool, "tea").await?;
-    cached.clear().await?;
+    cached.clear("price", None).await?;
     show(&cached, &pool, "tea").await?;
     show(&cached, &pool, "tea").await?;
     cached.shutdown().await;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::Range};
 use serde::Serialize;
 
 use super::{millis, quantile};
-use crate::history::{History, Outcome};
+use crate::history::{History, Operation, Outcome};
 
 /// How well one class of operations was answered.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -38,12 +38,25 @@ pub struct Availability {
 /// Measures the operations that were invoked in a stretch of time.
 #[must_use]
 pub fn measure(history: &History, during: Range<i64>) -> Availability {
-    let mut operations: Vec<_> = history
-        .operations()
-        .iter()
-        .filter(|operation| during.contains(&operation.start))
-        .collect();
+    measure_some(&by_start(history), during, |_| true)
+}
+
+/// The operations of a history in the order of their invocation.
+pub(crate) fn by_start(history: &History) -> Vec<&Operation> {
+    let mut operations: Vec<_> = history.operations().iter().collect();
     operations.sort_by_key(|operation| operation.start);
+    operations
+}
+
+/// Measures those of the operations, which are sorted by start, that were invoked in a stretch of time and are `wanted`.
+pub(crate) fn measure_some(
+    operations: &[&Operation],
+    during: Range<i64>,
+    wanted: impl Fn(&Operation) -> bool,
+) -> Availability {
+    let first = operations.partition_point(|one| one.start < during.start);
+    let count = operations[first..].partition_point(|one| one.start < during.end);
+    let operations = &operations[first..first + count];
     let class = |writes: bool| {
         let mut service = Service::default();
         let mut times = Vec::new();
@@ -54,6 +67,13 @@ pub fn measure(history: &History, during: Range<i64>) -> Availability {
             .iter()
             .filter(|one| one.action.is_write() == writes)
         {
+            if !wanted(operation) {
+                // What the process waited for until now ends here, or was counted when it was given up.
+                if let Some((since, until)) = waiting.remove(&operation.process) {
+                    longest = longest.max(until - since);
+                }
+                continue;
+            }
             service.invoked += 1;
             if matches!(operation.outcome, Outcome::Ok | Outcome::Absent) {
                 service.answered += 1;

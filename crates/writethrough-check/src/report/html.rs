@@ -23,7 +23,7 @@ h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.2rem 0 .5rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.15rem .7rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;padding-left:0}.scroll{overflow-x:auto}
 figure{margin:.6rem 0;overflow-x:auto}svg{display:block;font:11px system-ui,sans-serif}svg text{fill:var(--fg)}svg .dim{fill:var(--dim)}
-.grid{stroke:var(--line)}.o{fill:var(--bar)}.older{fill:var(--old)}.newer{fill:var(--new)}.offender{fill:var(--bad)}.unneeded{opacity:.55}
+.grid{stroke:var(--line)}.fault{fill:var(--bad);opacity:.1}.o{fill:var(--bar)}.older{fill:var(--old)}.newer{fill:var(--new)}.offender{fill:var(--bad)}.unneeded{opacity:.55}
 .key span{display:inline-block;width:.8em;height:.8em;margin:0 .35em 0 1em;vertical-align:-.05em;border-radius:2px}
 ";
 
@@ -107,12 +107,14 @@ fn write(
         histogram(&summary.staleness, out)?;
     }
     service(summary, out)?;
+    faults(summary, out)?;
 
     if let Some(findings) = findings.filter(|findings| !findings.anomalies.is_empty()) {
         out.push_str(
             "<h2>The worst of each kind</h2><p class=key><span style=\"background:var(--old);margin-left:0\"></span>older state\
              <span style=\"background:var(--new)\"></span>newer state<span style=\"background:var(--bad)\"></span>offending operation\
-             <span style=\"background:var(--bar)\"></span>other operations on the item</p><p class=dim>Each bar is one operation \
+             <span style=\"background:var(--bar)\"></span>other operations on the item\
+             <span style=\"background:var(--bad);opacity:.2\"></span>a fault in force</p><p class=dim>Each bar is one operation \
              from invocation to completion. Full colour marks the smallest set of operations that is already impossible. \
              Long stretches of time are shortened: read the labels, not the widths.</p>",
         );
@@ -165,6 +167,69 @@ fn service(summary: &Summary, out: &mut String) -> fmt::Result {
     )
 }
 
+fn faults(summary: &Summary, out: &mut String) -> fmt::Result {
+    let Some(under) = &summary.under_faults else {
+        return Ok(());
+    };
+    write!(
+        out,
+        "<h2>Faults</h2><p>{} nodes, consistency {}, schedule seed {}; {} reads were answered from the cache.</p>",
+        under.nodes,
+        escape(&under.consistency),
+        under.schedule_seed,
+        under.cache_hits
+    )?;
+    if !under.faults.is_empty() {
+        out.push_str(
+            "<div class=scroll><table><tr><th>under<th>from s<th>to s<th>reads answered %<th>writes answered %\
+             <th>failed reads<th>failed writes<th>longest write ms</tr>",
+        );
+        for fault in &under.faults {
+            let target = fault.target.map_or(String::new(), |at| format!(" {at}"));
+            let owed = &fault.owed;
+            write!(
+                out,
+                "<tr><td>{}{target}<td>{:.3}<td>{:.3}<td>{:.2}<td>{:.2}<td>{}<td>{}<td>{:.0}</tr>",
+                escape(&fault.fault),
+                fault.from_s,
+                fault.to_s,
+                fault.availability.reads.percent,
+                fault.availability.writes.percent,
+                owed.reads.invoked - owed.reads.answered,
+                owed.writes.invoked - owed.writes.answered,
+                owed.writes.longest_stall_ms
+            )?;
+        }
+        out.push_str(
+            "</table></div><p class=dim>Failed and longest: only where the node was up and could reach Postgres.</p>",
+        );
+    }
+    if let Some(audit) = &under.audit {
+        write!(
+            out,
+            "<p>Audit: {} items through {} nodes, {} differences; {} acknowledged writes, {} lost.</p>",
+            audit.items,
+            under.nodes,
+            audit.difference_count,
+            audit.acknowledged_writes,
+            audit.lost_writes
+        )?;
+    }
+    if !under.promises_broken.is_empty() {
+        let title = if under.promised {
+            "Promises broken"
+        } else {
+            "Not kept, and not promised in this mode"
+        };
+        write!(out, "<p class=anomaly>{title}</p><ul>")?;
+        for one in &under.promises_broken {
+            write!(out, "<li>{}", escape(one))?;
+        }
+        out.push_str("</ul>");
+    }
+    Ok(())
+}
+
 fn histogram(buckets: &[Bucket], out: &mut String) -> fmt::Result {
     let first = buckets
         .iter()
@@ -205,6 +270,15 @@ fn histogram(buckets: &[Bucket], out: &mut String) -> fmt::Result {
     }
     out.push_str("</svg></figure>");
     Ok(())
+}
+
+/// A time before or after the left edge of a timeline.
+fn signed(ns: i64) -> String {
+    if ns < 0 {
+        format!("-{}", duration(-ns))
+    } else {
+        duration(ns)
+    }
 }
 
 /// One bar of a timeline.
@@ -333,6 +407,22 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
         "<figure><svg width=880 height={} role=img aria-label=\"timeline of the operations\">",
         bottom + 8
     )?;
+    for fault in &history.header.faults {
+        if fault.from > to || fault.to < from {
+            continue;
+        }
+        let (start, end) = (place(fault.from.max(from)), place(fault.to.min(to)));
+        let target = fault.target.map_or(String::new(), |at| format!(" {at}"));
+        write!(
+            out,
+            "<rect x={start:.1} y=20 width={:.1} height={} class=fault><title>{}{target}, {} to {}</title></rect>",
+            (end - start).max(2.0),
+            bottom - 20,
+            escape(&fault.fault),
+            signed(fault.from - from),
+            signed(fault.to - from)
+        )?;
+    }
     let mut label_free = f64::MIN;
     for (&edge, &x) in edges.iter().zip(&places) {
         write!(

@@ -3,6 +3,7 @@
 //! Reports decide nothing; they show what the judge found and what the history says about service times.
 
 mod availability;
+mod faults;
 mod html;
 mod text;
 
@@ -12,6 +13,10 @@ use serde::Serialize;
 
 pub use self::{
     availability::{Availability, Service, measure},
+    faults::{
+        Circumstances, FaultKindSummary, FaultSummary, LONGEST_WRITE, Promises, UnderFaults,
+        under_faults,
+    },
     html::page,
     text::text,
 };
@@ -168,6 +173,9 @@ pub struct Summary {
     pub availability: Availability,
     /// The worst anomalies of each kind.
     pub explained: Vec<AnomalySummary>,
+    /// Schedule, faults, audit and promises, when there was a nemesis.
+    #[serde(flatten)]
+    pub under_faults: Option<UnderFaults>,
 }
 
 impl Summary {
@@ -255,6 +263,37 @@ impl Summary {
                         .collect(),
                 })
                 .collect(),
+            under_faults: None,
+        }
+    }
+
+    /// Adds what happened under faults. A difference that the audit found is an anomaly; a run whose faults could not be
+    /// caused, or that could not be audited, shows nothing by being free of them.
+    #[must_use]
+    pub fn with_faults(mut self, under_faults: UnderFaults) -> Self {
+        let audit = under_faults.audit.as_ref();
+        if audit.is_some_and(|audit| !audit.agrees()) {
+            self.verdict = Verdict::Anomaly;
+        } else if self.verdict == Verdict::Linearizable
+            && let Some(error) = under_faults.errors.first()
+        {
+            self.verdict = Verdict::Undecided;
+            self.reason = Some(error.clone());
+        }
+        self.under_faults = Some(under_faults);
+        self
+    }
+
+    /// The exit code of a run: that of its verdict, and 1 for a broken promise.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        let broken = self
+            .under_faults
+            .as_ref()
+            .is_some_and(|faults| faults.promised && !faults.promises_broken.is_empty());
+        match self.verdict {
+            Verdict::Linearizable if broken => Verdict::Anomaly.exit_code(),
+            verdict => verdict.exit_code(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::{Summary, Verdict, anomalies, bucket_name, duration};
+use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, duration};
 use crate::{history::Action, history::Outcome, judge::Role};
 
 /// The summary as plain text, ending in a new line.
@@ -23,6 +23,17 @@ fn write(summary: &Summary, out: &mut String) -> fmt::Result {
         )?,
         Verdict::Anomaly => {
             let total: u64 = summary.anomalies.iter().map(|kind| kind.count).sum();
+            let audit = summary
+                .under_faults
+                .as_ref()
+                .and_then(|faults| faults.audit.as_ref());
+            if let Some(audit) = audit.filter(|audit| !audit.agrees()) {
+                writeln!(
+                    out,
+                    "the audit found {} differences",
+                    audit.difference_count
+                )?;
+            }
             writeln!(
                 out,
                 "NOT linearizable: {} on {} of {} items, in {} operations",
@@ -86,6 +97,9 @@ fn write(summary: &Summary, out: &mut String) -> fmt::Result {
             availability.writes.percent,
             availability.writes.longest_stall_ms
         )?;
+    }
+    if let Some(faults) = &summary.under_faults {
+        under_faults(faults, out)?;
     }
     if summary.verdict != Verdict::Anomaly {
         return Ok(());
@@ -160,6 +174,105 @@ fn write(summary: &Summary, out: &mut String) -> fmt::Result {
     let total: u64 = summary.anomalies.iter().map(|kind| kind.count).sum();
     if told < total {
         writeln!(out, "\n{} more are counted but not explained", total - told)?;
+    }
+    Ok(())
+}
+
+fn under_faults(faults: &UnderFaults, out: &mut String) -> fmt::Result {
+    writeln!(
+        out,
+        "\n  {} nodes, consistency {}, schedule seed {}: {} faults; {} reads from the cache",
+        faults.nodes,
+        faults.consistency,
+        faults.schedule_seed,
+        faults.faults.len(),
+        faults.cache_hits
+    )?;
+    if !faults.fault_kinds.is_empty() {
+        writeln!(
+            out,
+            "\n  {:<27}{:>6}{:>10}{:>10}{:>8}{:>8}{:>10}{:>10}",
+            "under", "times", "reads %", "writes %", "failed", "failed", "longest", "longest"
+        )?;
+        writeln!(
+            out,
+            "  {:<27}{:>6}{:>10}{:>10}{:>8}{:>8}{:>10}{:>10}",
+            "", "", "answered", "answered", "reads", "writes", "read ms", "write ms"
+        )?;
+    }
+    let percent = |answered: u64, invoked: u64| match invoked {
+        0 => 100.0,
+        invoked => (answered as f64 * 1e4 / invoked as f64).floor() / 100.0,
+    };
+    for kind in &faults.fault_kinds {
+        writeln!(
+            out,
+            "  {:<27}{:>6}{:>10.2}{:>10.2}{:>8}{:>8}{:>10.0}{:>10.0}",
+            kind.fault,
+            kind.count,
+            percent(kind.reads_answered, kind.reads),
+            percent(kind.writes_answered, kind.writes),
+            kind.failed_reads,
+            kind.failed_writes,
+            kind.longest_read_ms,
+            kind.longest_write_ms
+        )?;
+    }
+    if !faults.fault_kinds.is_empty() {
+        writeln!(
+            out,
+            "  (failed and longest: only where the node was up and could reach Postgres)"
+        )?;
+    }
+    match &faults.audit {
+        Some(audit) if audit.agrees() => writeln!(
+            out,
+            "\n  audit: {} items through {} nodes agree with Postgres, {} acknowledged writes are there or superseded",
+            audit.items, faults.nodes, audit.acknowledged_writes
+        )?,
+        Some(audit) => {
+            writeln!(
+                out,
+                "\n  audit: {} differences on {} items, {} acknowledged writes lost",
+                audit.difference_count, audit.items, audit.lost_writes
+            )?;
+            for one in &audit.differences {
+                let node = one
+                    .node
+                    .map_or("Postgres".to_owned(), |node| format!("node {node}"));
+                writeln!(
+                    out,
+                    "    item {}, {node}: {}; expected {}",
+                    one.key, one.found, one.expected
+                )?;
+            }
+        }
+        None => writeln!(out, "\n  audit: not done")?,
+    }
+    let promises = &faults.promises;
+    writeln!(
+        out,
+        "  owed: {} reads, {} failed; {} writes, {} failed, the longest {:.0} ms; {} acknowledged writes lost",
+        promises.owed.reads.invoked,
+        promises.failed_reads,
+        promises.owed.writes.invoked,
+        promises.failed_writes,
+        promises.longest_write_ms,
+        promises.lost_writes
+    )?;
+    if !faults.promises_broken.is_empty() {
+        let whose = if faults.promised {
+            "PROMISES BROKEN"
+        } else {
+            "not kept, and not promised in this mode"
+        };
+        writeln!(out, "  {whose}:")?;
+        for one in &faults.promises_broken {
+            writeln!(out, "    {one}")?;
+        }
+    }
+    for error in &faults.errors {
+        writeln!(out, "  the nemesis failed: {error}")?;
     }
     Ok(())
 }
