@@ -379,6 +379,29 @@ fn collector_and_jaeger_use_only_what_they_define_and_reach_only_what_exists() {
 }
 
 #[test]
+fn every_link_of_the_pages_leads_somewhere() {
+    let mut pages = vec![root().join("lab/README.md")];
+    let exercises = std::fs::read_dir(root().join("lab/exercises")).unwrap();
+    pages.extend(exercises.map(|entry| entry.unwrap().path()));
+    assert_eq!(pages.len(), 13);
+    let mut links = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (at, _) in text.match_indices("](") {
+            let link = text[at + 2..].split(')').next().unwrap();
+            let path = link.split('#').next().unwrap();
+            if link.contains("://") || path.is_empty() {
+                continue;
+            }
+            links += 1;
+            let target = page.parent().unwrap().join(path);
+            assert!(target.exists(), "{}: {link}", page.display());
+        }
+    }
+    assert!(links > 15, "{links}");
+}
+
+#[test]
 fn grafana_provisions_what_its_dashboards_use() {
     let sources = yaml("lab/grafana/provisioning/datasources/datasources.yml");
     let sources = sources["datasources"].as_array().unwrap();

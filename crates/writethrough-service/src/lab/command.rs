@@ -89,7 +89,7 @@ enum Command {
     Lag(RedisOnly),
     /// Kills the Redis primary and promotes the replica (needs `lab --replica`).
     Failover(RedisOnly),
-    /// Shows a trace as a tree: the last one, or the one of an `x-trace-id`.
+    /// Shows a trace as a tree: the last one of a request for items, or the one of an `x-trace-id`.
     Trace {
         /// The trace's id, 32 hexadecimal digits.
         id: Option<String>,

@@ -76,7 +76,7 @@ impl Traces {
         format!("http://{}", self.address)
     }
 
-    /// The trace with this id, or the last one that is not a probe's, as a tree.
+    /// The trace with this id, or the last one of a request for items, as a tree.
     ///
     /// # Errors
     ///
@@ -143,7 +143,8 @@ fn find(batches: &[Bytes], wanted: Option<u128>) -> Option<Vec<Span>> {
         Some(id) => id.to_be_bytes().to_vec(),
         None => {
             let mut newest = batches.iter().rev().flat_map(spans);
-            newest.by_ref().find(is_root).map(|span| span.trace_id)?
+            let of_items = |span: &Span| is_root(span) && span.name.contains("/items");
+            newest.find(of_items).map(|span| span.trace_id)?
         }
     };
     let of_trace: Vec<Span> = batches
