@@ -83,8 +83,8 @@ impl EpochRow {
 pub struct Sighting {
     /// The row.
     pub row: EpochRow,
-    /// How long ago a node last reported trouble with its cache connection; `None` for never. A
-    /// hint: safety does not rest on it.
+    /// How long ago a node last proposed a bypass or reported trouble with its cache connection;
+    /// `None` for never. A hint: safety does not rest on it.
     pub trouble_age: Option<Duration>,
 }
 

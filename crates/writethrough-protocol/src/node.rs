@@ -36,9 +36,9 @@ pub struct Timing {
     /// How long a node observes a new epoch before it uses it; more than `lease` plus the drift of
     /// the nodes' clocks.
     pub settle: Duration,
-    /// How long nobody must have reported trouble before the cache is used again; and how long a
-    /// bypass that followed an outage lasts at least once it is active, so that the writes which
-    /// waited for it are made in it and do not run into the next change.
+    /// How long, beyond `settle`, nobody must have had trouble before the cache is used again. To
+    /// propose a bypass is trouble; so a bypass lasts at least this long once it is active, and the
+    /// writes that waited for it are made in it and do not run into the next change.
     pub hold_off: Duration,
 }
 
@@ -80,8 +80,6 @@ pub enum WritePermit {
 struct Seen {
     row: EpochRow,
     first_seen: Monotonic,
-    /// The row was not settled when it was first seen: this node has had to observe.
-    observed: bool,
     lease_until: Option<Monotonic>,
 }
 
@@ -121,7 +119,6 @@ impl Node {
             }
             _ => {
                 self.seen = Some(Seen {
-                    observed: !row.settled,
                     row,
                     first_seen: now,
                     lease_until: None,
@@ -248,16 +245,9 @@ impl Node {
         let from = seen.row.number;
         match (&seen.row.mode, &self.connection) {
             (Mode::Bypass, Some(here)) => {
-                let quiet = sighting
-                    .trouble_age
-                    .is_none_or(|age| age >= self.timing.hold_off);
-                let rest = if seen.observed {
-                    self.timing.settle + self.timing.hold_off
-                } else {
-                    Duration::ZERO
-                };
-                let rested = self.is_active(now) && now >= seen.first_seen + rest;
-                (quiet && rested).then(|| Proposal {
+                let quiet = self.timing.settle + self.timing.hold_off;
+                let well = sighting.trouble_age.is_none_or(|age| age >= quiet);
+                (well && self.is_active(now)).then(|| Proposal {
                     from,
                     mode: Mode::Cached(here.clone()),
                     settled: true,
@@ -419,25 +409,15 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_returns_only_from_a_bypass_that_was_active_for_a_while() {
+    fn the_cache_returns_only_from_an_active_bypass_and_when_all_are_well() {
         let mut node = connected("a");
         node.saw(bypass(8, false), Some(at(0)), at(0));
-        let quiet = sighting(bypass(8, true), Some(1000));
-        assert_eq!(node.proposal(&quiet, at(1249)), None, "leases may be out");
-        // Settled by another node meanwhile: the writers still get their time.
-        node.saw(bypass(8, true), Some(at(1300)), at(1300));
-        assert_eq!(
-            node.proposal(&quiet, at(2249)),
-            None,
-            "writers may be waiting"
-        );
-        let troubled = sighting(bypass(8, true), Some(999));
-        assert_eq!(
-            node.proposal(&troubled, at(2250)),
-            None,
-            "somebody has trouble"
-        );
-        let proposal = node.proposal(&quiet, at(2250)).unwrap();
+        let well = sighting(bypass(8, false), Some(2250));
+        assert_eq!(node.proposal(&well, at(1249)), None, "leases may be out");
+        // The bypass was proposed 2249 ms ago, so it was active for less than the hold-off.
+        let troubled = sighting(bypass(8, false), Some(2249));
+        assert_eq!(node.proposal(&troubled, at(1250)), None);
+        let proposal = node.proposal(&well, at(1250)).unwrap();
         assert_eq!(proposal.mode, Mode::Cached(server("a")));
         assert!(proposal.settled);
     }

@@ -8,7 +8,7 @@ CREATE TABLE writethrough.epoch (
     cached_on text,
     -- No read lease on an older epoch can be out any more.
     settled boolean NOT NULL,
-    -- When a node last reported a broken cache connection; a hint.
+    -- When a node last proposed a bypass or reported a broken cache connection; a hint.
     trouble_at timestamptz
 );
 
@@ -55,7 +55,8 @@ BEGIN
     IF EXISTS (SELECT FROM writethrough.epoch WHERE number = expected) THEN
         PERFORM pg_advisory_xact_lock(writethrough.lock_id());
         UPDATE writethrough.epoch
-        SET number = number + 1, cached_on = server, settled = is_settled
+        SET number = number + 1, cached_on = server, settled = is_settled,
+            trouble_at = CASE WHEN server IS NULL THEN clock_timestamp() ELSE trouble_at END
         WHERE number = expected;
     END IF;
     RETURN QUERY SELECT * FROM writethrough.sighting;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 use tokio::time::timeout;
-use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
+use writethrough_protocol::{Epoch, EpochRow, Mode, Proposal, Sighting};
 
 use super::{Fence, Guard};
 use crate::error::{FenceError, Fenced};
@@ -32,6 +32,10 @@ impl LocalFence {
             row: Arc::new(RwLock::new(first)),
             trouble: Mutex::new(None),
         }
+    }
+
+    fn trouble_now(&self) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     fn sighting(&self, row: EpochRow) -> Sighting {
@@ -61,6 +65,9 @@ impl Fence for LocalFence {
             .await
             .map_err(|_| FenceError("a write under way holds the epoch".into()))?;
         if let Some(next) = proposal.apply(&row) {
+            if next.mode == Mode::Bypass {
+                self.trouble_now();
+            }
             *row = next;
         }
         Ok(self.sighting(row.clone()))
@@ -75,7 +82,7 @@ impl Fence for LocalFence {
     }
 
     async fn report_trouble(&self) -> Result<(), FenceError> {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.trouble_now();
         Ok(())
     }
 
