@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `sh lab up` | starts the lab in the background, unless the one that runs was started alike |
 //! | `sh`, `sh lab` | is run by `sh`; must succeed. Variables live until the page ends |
-//! | `sh docker`, `sh k6` | is for people with these programs; names of services are checked |
+//! | `sh docker` | is for people with Docker, and for `cargo xtask stack`; names of services are checked |
+//! | `sh k6` | is not run |
 //! | `text` | must be in the output of the last block that was run: see [`Shown`] |
 //! | anything else | is not looked at |
 
@@ -80,23 +81,7 @@ pub(crate) fn run(
     wanted: &[String],
     verbose: bool,
 ) -> anyhow::Result<(String, Vec<String>)> {
-    let services = services(&fs::read_to_string(root().join("compose.yaml"))?);
-    let mut pages = Vec::new();
-    for file in files(&root().join("lab/exercises"))? {
-        let name = file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let chosen = wanted.is_empty() || wanted.iter().any(|start| name.starts_with(start));
-        if chosen {
-            let text = fs::read_to_string(&file)?;
-            pages.push(Page::parse(name, &text, &services)?);
-        }
-    }
-    if pages.is_empty() {
-        bail!("there is no such page in lab/exercises");
-    }
+    let pages = pages(wanted)?;
     let mut workshop = Workshop::new(deadline, verbose)?;
     let mut failures = Vec::new();
     let mut commands = 0;
@@ -169,8 +154,8 @@ fn services(compose: &str) -> BTreeSet<String> {
 
 /// One exercise.
 #[derive(Debug)]
-struct Page {
-    name: String,
+pub(crate) struct Page {
+    pub(crate) name: String,
     steps: Vec<Step>,
 }
 
@@ -183,8 +168,17 @@ struct Step {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// Starts the lab without containers.
     Up,
+    /// Is run in both variants.
     Run,
+    /// Is run without containers only.
+    Lab,
+    /// Is run with containers only.
+    Docker,
+    /// Is not run.
+    Skip,
+    /// What is seen.
     Expect,
 }
 
@@ -211,13 +205,15 @@ impl Page {
             }
             let kind = match words.trim() {
                 "sh lab up" => Kind::Up,
-                "sh" | "sh lab" => Kind::Run,
+                "sh" => Kind::Run,
+                "sh lab" => Kind::Lab,
                 "text" => Kind::Expect,
-                "sh docker" | "sh k6" => {
+                "sh docker" => {
                     check_services(&block, services)
                         .with_context(|| format!("{name}:{}", number + 1))?;
-                    continue;
+                    Kind::Docker
                 }
+                "sh k6" => Kind::Skip,
                 other if other.starts_with("sh ") || other.starts_with("text ") => {
                     bail!("{name}:{}: `{other}` is not known here", number + 1)
                 }
@@ -230,7 +226,7 @@ impl Page {
             });
         }
         let has = |kind| steps.iter().any(|step: &Step| step.kind == kind);
-        if !has(Kind::Run) || !has(Kind::Expect) {
+        if !(has(Kind::Run) || has(Kind::Lab)) || !has(Kind::Expect) {
             bail!("{name}: a page has commands and shows what comes out");
         }
         if !text.contains("<details>") {
@@ -238,6 +234,58 @@ impl Page {
         }
         Ok(Self { name, steps })
     }
+}
+
+impl Page {
+    /// Works through the variant with containers: `run` runs a block and returns its output. What a
+    /// page shows is checked where the block before it was run. Returns how many were.
+    pub(crate) fn with_containers(
+        &self,
+        mut run: impl FnMut(&str) -> anyhow::Result<String>,
+    ) -> anyhow::Result<usize> {
+        let mut output = None;
+        let mut before = Kind::Up;
+        let mut count = 0;
+        for step in &self.steps {
+            let place = || format!("line {}", step.line);
+            match step.kind {
+                Kind::Run | Kind::Docker => {
+                    count += 1;
+                    output = Some(run(&step.text).with_context(place)?);
+                }
+                // The other form of the block that was just run, or one without a counterpart.
+                Kind::Up | Kind::Lab if before == Kind::Docker => {}
+                Kind::Up | Kind::Lab | Kind::Skip => output = None,
+                Kind::Expect => {
+                    if let Some(output) = &output {
+                        Shown::check(&step.text, output).with_context(place)?;
+                    }
+                }
+            }
+            before = step.kind;
+        }
+        Ok(count)
+    }
+}
+
+/// The pages whose names begin with one of `wanted`, or all.
+pub(crate) fn pages(wanted: &[String]) -> anyhow::Result<Vec<Page>> {
+    let services = services(&fs::read_to_string(root().join("compose.yaml"))?);
+    let mut pages = Vec::new();
+    for file in files(&root().join("lab/exercises"))? {
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if wanted.is_empty() || wanted.iter().any(|start| name.starts_with(start)) {
+            pages.push(Page::parse(name, &fs::read_to_string(&file)?, &services)?);
+        }
+    }
+    if pages.is_empty() {
+        bail!("there is no such page in lab/exercises");
+    }
+    Ok(pages)
 }
 
 /// Checks that `docker compose VERB ... SERVICE` names a service that exists.
@@ -336,10 +384,11 @@ impl Workshop {
             let place = || format!("line {}", step.line);
             match step.kind {
                 Kind::Up => self.start_lab(&step.text).with_context(place)?,
-                Kind::Run => {
+                Kind::Run | Kind::Lab => {
                     count += 1;
                     output = self.block(&step.text, &variables).with_context(place)?;
                 }
+                Kind::Docker | Kind::Skip => {}
                 Kind::Expect => Shown::check(&step.text, &output).with_context(place)?,
             }
         }
@@ -617,9 +666,9 @@ one
     fn a_page_is_its_blocks_in_order() {
         let page = Page::parse("01.md".into(), GOOD, &known()).unwrap();
         let kinds: Vec<_> = page.steps.iter().map(|step| step.kind).collect();
-        assert_eq!(kinds, [Kind::Up, Kind::Run, Kind::Expect]);
-        assert_eq!(page.steps[1].text, "echo one\n");
-        assert_eq!(page.steps[1].line, 12);
+        assert_eq!(kinds, [Kind::Up, Kind::Docker, Kind::Run, Kind::Expect]);
+        assert_eq!(page.steps[2].text, "echo one\n");
+        assert_eq!(page.steps[2].line, 12);
     }
 
     #[test]

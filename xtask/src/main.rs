@@ -17,6 +17,7 @@ mod interrupt;
 mod lab;
 mod leftovers;
 mod model;
+mod stack;
 mod test;
 mod torture;
 mod transcript;
@@ -43,6 +44,11 @@ const TASKS: &[Task] = &[
         name: "lab",
         about: "run the commands of the lab's exercises and check what they show",
         run: lab::main,
+    },
+    Task {
+        name: "stack",
+        about: "bring up the lab's containers and run exercises 1 to 7 there (needs Docker)",
+        run: stack::main,
     },
     Task {
         name: "torture",
