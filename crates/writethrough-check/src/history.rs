@@ -25,14 +25,17 @@
 //! | `items` | list: the items of one page, each with `key`, `value`, `version`, `created` |
 //! | `window` | list: `[newer, older]`: the page holds *all* items that exist and were created strictly between these two times; `null` is an open side. Left out when the page promises nothing about what is missing from it |
 //!
-//! The header may list the faults that were in force: see [`Disturbance`].
+//! The header may list the faults that were in force (see [`Disturbance`]), and say for how long the generator itself was
+//! held up (see [`HeldUp`]).
 //!
 //! This module knows nothing of HTTP and judges nothing.
 
 use std::{
     borrow::Cow,
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     io::{self, BufRead, Write},
+    ops::Index,
     sync::Arc,
 };
 
@@ -185,6 +188,19 @@ pub struct Header {
     /// The faults that somebody caused meanwhile, by their beginning.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Disturbance>,
+    /// The longest time for which the recording program itself was held up, if it watched that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_up: Option<HeldUp>,
+}
+
+/// A stretch of time in which the program that made the history did not run: its clients, and what it keeps between
+/// a service and its servers, seem as slow as that to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldUp {
+    /// When it began, in nanoseconds of the history's clock.
+    pub from: i64,
+    /// How long it took, in nanoseconds.
+    pub length: i64,
 }
 
 /// A stretch of time in which a fault was in force.
@@ -284,21 +300,86 @@ pub enum HistoryError {
     },
 }
 
+/// A list that never moves what it holds: to add to it takes the same short time however long it is.
+///
+/// All processes, and the links of a cluster, share the threads on which a history is recorded. A `Vec` of some
+/// million entries that moves to make room would hold them all up for seconds.
+#[derive(Clone, Debug)]
+pub struct Chunks<T>(Vec<Vec<T>>);
+
+/// Items in a chunk.
+const CHUNK: usize = 1 << 14;
+
+impl<T> Default for Chunks<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Chunks<T> {
+    fn push(&mut self, item: T) {
+        match self.0.last_mut() {
+            Some(last) if last.len() < CHUNK => last.push(item),
+            _ => self.0.push(vec![item]),
+        }
+    }
+
+    /// How many items there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let last = self.0.last().map_or(0, Vec::len);
+        self.0.len().saturating_sub(1) * CHUNK + last
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The items, in the order in which they were added.
+    pub fn iter(&self) -> std::iter::Flatten<std::slice::Iter<'_, Vec<T>>> {
+        self.0.iter().flatten()
+    }
+}
+
+impl<T> Index<usize> for Chunks<T> {
+    type Output = T;
+
+    fn index(&self, index: usize) -> &T {
+        &self.0[index / CHUNK][index % CHUNK]
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Chunks<T> {
+    type Item = &'a T;
+    type IntoIter = std::iter::Flatten<std::slice::Iter<'a, Vec<T>>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// Maps that share the names, so that it takes little time when one of them grows.
+const MAPS: usize = 32;
+
 #[derive(Clone, Debug, Default)]
 struct Names {
-    numbers: HashMap<Arc<str>, u32>,
-    names: Vec<Arc<str>>,
+    hasher: RandomState,
+    numbers: [HashMap<Arc<str>, u32>; MAPS],
+    names: Chunks<Arc<str>>,
 }
 
 impl Names {
     fn intern(&mut self, name: &str) -> u32 {
-        if let Some(&number) = self.numbers.get(name) {
+        let numbers = &mut self.numbers[self.hasher.hash_one(name) as usize % MAPS];
+        if let Some(&number) = numbers.get(name) {
             return number;
         }
         let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
         let name: Arc<str> = name.into();
         self.names.push(Arc::clone(&name));
-        self.numbers.insert(name, number);
+        numbers.insert(name, number);
         number
     }
 }
@@ -310,9 +391,9 @@ pub struct History {
     pub header: Header,
     keys: Names,
     values: Names,
-    operations: Vec<Operation>,
-    pages: Vec<Page>,
-    entries: Vec<Entry>,
+    operations: Chunks<Operation>,
+    pages: Chunks<Page>,
+    entries: Chunks<Entry>,
 }
 
 impl History {
@@ -330,14 +411,13 @@ impl History {
 
     /// The operations, in the order in which they were added.
     #[must_use]
-    pub fn operations(&self) -> &[Operation] {
+    pub fn operations(&self) -> &Chunks<Operation> {
         &self.operations
     }
 
     /// The items of a page.
-    #[must_use]
-    pub fn entries(&self, page: Page) -> &[Entry] {
-        &self.entries[page.first as usize..(page.first + page.count) as usize]
+    pub fn entries(&self, page: Page) -> impl Iterator<Item = &Entry> {
+        (page.first..page.first + page.count).map(|entry| &self.entries[entry as usize])
     }
 
     /// The page of a list operation that returned one.
@@ -462,9 +542,8 @@ impl History {
             target: operation.target,
             window: page.and_then(|page| page.window),
             items: page
-                .map(|page| self.entries(page))
-                .unwrap_or_default()
-                .iter()
+                .into_iter()
+                .flat_map(|page| self.entries(page))
                 .map(|entry| RecordedItem {
                     key: self.key_name(entry.key).into(),
                     value: self.value_name(entry.value).into(),
@@ -552,6 +631,22 @@ mod tests {
         let mut written = Vec::new();
         history.write(&mut written).unwrap();
         assert_eq!(String::from_utf8(written).unwrap(), LINES);
+    }
+
+    #[test]
+    fn chunks_keep_order_and_positions() {
+        let mut chunks = Chunks::default();
+        assert!(chunks.is_empty());
+        let count = 2 * CHUNK + 3;
+        for number in 0..count {
+            assert_eq!(chunks.len(), number);
+            chunks.push(number);
+        }
+        assert!(chunks.iter().copied().eq(0..count));
+        assert!((0..count).all(|number| chunks[number] == number));
+        let first = &raw const chunks[0];
+        (0..CHUNK).for_each(|_| chunks.push(0));
+        assert_eq!(first, &raw const chunks[0], "it has moved");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     client::{Client, Item, ItemsPage, Reply, Target, problem_type},
-    history::{Action, Header, History, Outcome, Record, RecordedItem},
+    history::{Action, Header, HeldUp, History, Outcome, Record, RecordedItem},
 };
 
 /// How often each kind of operation is invoked, as weights.
@@ -254,6 +254,8 @@ pub enum WorkloadError {
 
 /// Wait after an operation that was not answered, so that a dead service is not hammered.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often it is looked whether this program is held up.
+const TICK: Duration = Duration::from_millis(10);
 /// Items on a page that is read for itself.
 const PAGE: usize = 10;
 /// Items on each page of a whole list.
@@ -315,6 +317,11 @@ pub async fn run_then(
 
     set_up(&shared).await?;
     let begun = Instant::now();
+    let mut watching = JoinSet::new();
+    let watched = Arc::clone(&shared);
+    watching.spawn(watch_for_hold_ups(settings.clock, move |longest| {
+        lock(&watched.history).header.held_up = Some(longest);
+    }));
     let mut processes = JoinSet::new();
     for number in 0..settings.processes {
         let process = Process::new(&shared, number);
@@ -329,6 +336,21 @@ pub async fn run_then(
     while processes.join_next().await.is_some() {}
     let history = std::mem::take(&mut *lock(&shared.history));
     Ok(history)
+}
+
+/// Measures by how much a short sleep is too long, and hands over each new longest time: for so long nothing ran on this
+/// thread, or none at all.
+async fn watch_for_hold_ups(clock: Clock, longest: impl Fn(HeldUp)) {
+    let mut longest_ns = 0;
+    loop {
+        let due = clock.now() + TICK.as_nanos() as i64;
+        sleep(TICK).await;
+        let length = clock.now() - due;
+        if length > longest_ns {
+            longest_ns = length;
+            longest(HeldUp { from: due, length });
+        }
+    }
 }
 
 async fn set_up(shared: &Arc<Shared>) -> Result<(), WorkloadError> {
@@ -874,6 +896,24 @@ mod tests {
             .filter(|_| mix.pick(&mut random) == Action::Read)
             .count();
         assert!((2_800..3_200).contains(&reads), "{reads}");
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_is_held_up_is_noticed() {
+        let noticed = Arc::new(Mutex::new(HeldUp::default()));
+        let longest = Arc::clone(&noticed);
+        let mut watching = JoinSet::new();
+        watching.spawn(watch_for_hold_ups(Clock::default(), move |new| {
+            *lock(&longest) = new;
+        }));
+        sleep(TICK * 2).await;
+        let (begun, held_up) = (Instant::now(), Duration::from_millis(200));
+        while begun.elapsed() < held_up {
+            std::hint::spin_loop();
+        }
+        sleep(TICK * 2).await;
+        let noticed = Duration::from_nanos(lock(&noticed).length as u64);
+        assert!(noticed >= held_up - TICK, "{noticed:?}");
     }
 
     #[test]

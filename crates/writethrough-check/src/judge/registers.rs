@@ -337,7 +337,6 @@ impl<'h> Registers<'h> {
                 }
                 for entry in history
                     .entries(page)
-                    .iter()
                     .filter(|entry| self.is_judged(entry.key))
                 {
                     each(

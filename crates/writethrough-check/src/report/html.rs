@@ -81,6 +81,10 @@ fn write(
         summary.unknown,
         summary.judged_s
     )?;
+    if let Some(held_up) = summary.held_up {
+        let length = duration(held_up.length);
+        write!(out, "; the judge itself was held up for {length} at most")?;
+    }
     if let Some(seed) = summary.seed {
         write!(out, "; seed {seed}")?;
     }

@@ -21,7 +21,7 @@ pub use self::{
     text::text,
 };
 use crate::{
-    history::{Action, History, Outcome},
+    history::{Action, HeldUp, History, Outcome},
     judge::{Confirmation, Findings, JudgeError, Kind, Role, STALENESS_BUCKETS_MS, Staleness},
 };
 
@@ -155,6 +155,8 @@ pub struct Summary {
     pub run_s: f64,
     /// How long judging took.
     pub judged_s: f64,
+    /// The longest time for which the judge itself was held up while it recorded, if it watched that.
+    pub held_up: Option<HeldUp>,
     /// Anomalies by kind.
     pub anomalies: Vec<KindCount>,
     /// Items with an anomaly.
@@ -210,6 +212,7 @@ impl Summary {
             unknown: findings.unknown,
             run_s: seconds(last - first),
             judged_s: findings.elapsed.as_secs_f64(),
+            held_up: history.header.held_up,
             anomalies: findings
                 .counts
                 .iter()

@@ -58,6 +58,14 @@ fn write(summary: &Summary, out: &mut String) -> fmt::Result {
         "  {seed}run of {:.1} s, {} values read, {} unknown outcomes, judged in {:.2} s",
         summary.run_s, summary.reads, summary.unknown, summary.judged_s
     )?;
+    if let Some(held_up) = summary.held_up {
+        writeln!(
+            out,
+            "  the judge itself was held up for {} at most, at {:.1} s",
+            duration(held_up.length),
+            held_up.from as f64 / 1e9
+        )?;
+    }
 
     if !summary.actions.is_empty() {
         writeln!(
