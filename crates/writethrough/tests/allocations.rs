@@ -1,0 +1,55 @@
+//! What a hit allocates, counted: the path of most requests must not grow unseen.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and shows its figures"
+)]
+
+mod support;
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use support::{Ground, Pair};
+use tokio::runtime::{Builder, Runtime};
+use writethrough::{Key, ReadOutcome, WriteThrough};
+
+/// The allocations of one hit with everything that it causes on this thread, the client's driver
+/// included. The fewest of many, because the poll of the epoch falls into some of them.
+fn allocations_of_a_hit(pair: Pair) -> u64 {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let ground = runtime.block_on(Ground::new(pair));
+    let node = runtime.block_on(ground.node());
+    let key = Key::new("row", "1");
+    read(&runtime, &node.cached, &key);
+    let counts = (0..200).map(|_| {
+        let mut outcome = ReadOutcome::Unfilled;
+        let counted = allocation_counter::measure(|| {
+            outcome = read(&runtime, &node.cached, &key);
+        });
+        match outcome {
+            ReadOutcome::Hit => counted.count_total,
+            _ => u64::MAX,
+        }
+    });
+    let fewest = counts.min().unwrap();
+    println!("{pair:?}: a hit makes {fewest} allocations");
+    fewest
+}
+
+fn read(runtime: &Runtime, cached: &WriteThrough, key: &Key) -> ReadOutcome {
+    let load = || async { Ok::<_, Infallible>(Some(Bytes::from_static(b"value"))) };
+    runtime.block_on(cached.read(key, load)).unwrap().outcome
+}
+
+#[test]
+fn a_hit_in_process_allocates_little() {
+    let fewest = allocations_of_a_hit(Pair::MemoryLocal);
+    assert!(fewest <= 2, "{fewest} allocations");
+}
+
+#[test]
+fn a_hit_in_redis_allocates_little() {
+    let fewest = allocations_of_a_hit(Pair::RedisLocal);
+    assert!(fewest <= 10, "{fewest} allocations");
+}
