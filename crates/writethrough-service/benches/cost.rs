@@ -5,6 +5,9 @@
 //! Redis of its own. In every round each row has its turn, so that a machine that slows down slows
 //! down all of them; the ratio is the median of the rounds' ratios. The times mean something only
 //! there and then.
+//!
+//! Everything runs on one processor, servers included. What is compared is the work of all of them;
+//! whether one processor must be woken by another would otherwise decide more than anything here.
 #![allow(
     clippy::print_stdout,
     reason = "this is a program for the terminal, and its output is its purpose"
@@ -19,6 +22,7 @@ use deadpool_postgres::{Manager, Object, Pool};
 use futures::future::BoxFuture;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row as PgRow};
@@ -522,8 +526,18 @@ async fn compare(title: &str, rows: &[Row], rounds: usize) -> Result<(), Failure
     Ok(())
 }
 
-#[tokio::main]
+/// Binds this thread, and all that it starts, to the first processor that it may use.
+fn stay_on_one_processor() -> std::io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu));
+    let mut one = CpuSet::new();
+    one.set(first.unwrap_or(0));
+    Ok(sched_setaffinity(None, &one)?)
+}
+
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
+    stay_on_one_processor()?;
     let arguments: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| a != "--bench")
