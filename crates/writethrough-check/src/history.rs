@@ -608,6 +608,34 @@ impl History {
     }
 }
 
+/// An operation on the item `x`, for tests; the value is a number.
+#[cfg(test)]
+pub(crate) fn record(
+    process: u32,
+    action: Action,
+    value: Option<u32>,
+    start: i64,
+    end: i64,
+    outcome: Outcome,
+) -> Record<'static> {
+    let known = action != Action::Create || outcome == Outcome::Ok;
+    Record {
+        process,
+        action,
+        key: known.then(|| "x".into()),
+        value: value.map(|value| value.to_string().into()),
+        version: None,
+        created: None,
+        start,
+        end,
+        outcome,
+        status: 0,
+        target: 0,
+        window: None,
+        items: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

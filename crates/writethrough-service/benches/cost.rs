@@ -229,14 +229,14 @@ impl Ground {
 
     async fn write(&self, engine: &WriteThrough, id: i64) -> Result<(), Failure> {
         let (ground, key) = (self.clone(), Key::new("row", id));
-        let textbook_or_off = engine.status().consistency != Consistency::Strict;
         let set = WriteSet::new().key(key.clone());
         let written = engine.write(set, move |guard| {
             let (ground, key) = (ground.clone(), key.clone());
             async move {
-                match textbook_or_off {
-                    true => ground.update(id).await.map_err(OpError::Rejected)?,
-                    false => ground.guarded_update(id, guard.parameter()).await?,
+                // Textbook and off have no epoch to be guarded by.
+                match guard.parameter() {
+                    0 => ground.update(id).await.map_err(OpError::Rejected)?,
+                    epoch => ground.guarded_update(id, epoch).await?,
                 }
                 Ok::<_, OpError<Failure>>(Commit::new(()).cache(&key, &ground.value))
             }

@@ -9,7 +9,7 @@ use super::{
     Findings, Judge, JudgeError, Kind, Weakening,
     search::{Answer, Call, Event, search},
 };
-use crate::history::{Action, Header, History, Outcome, Record, Value};
+use crate::history::{Action, Header, History, Outcome, Record, Value, record};
 
 fn fixtures() -> BTreeMap<String, History> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/histories");
@@ -139,32 +139,6 @@ fn a_value_written_twice_cannot_be_judged() {
         Judge::default().judge(&nothing).unwrap_err(),
         JudgeError::Empty
     );
-}
-
-fn record(
-    process: u32,
-    action: Action,
-    value: Option<u32>,
-    start: i64,
-    end: i64,
-    outcome: Outcome,
-) -> Record<'static> {
-    let known = action != Action::Create || outcome == Outcome::Ok;
-    Record {
-        process,
-        action,
-        key: known.then(|| "x".into()),
-        value: value.map(|value| value.to_string().into()),
-        version: None,
-        created: None,
-        start,
-        end,
-        outcome,
-        status: 0,
-        target: 0,
-        window: None,
-        items: Vec::new(),
-    }
 }
 
 /// The general test's view of a small history of one item, made without any code of the fast test.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::Range};
 
 use serde::Serialize;
 
-use super::{millis, quantile};
+use super::{millis, percent, quantile};
 use crate::history::{History, Operation, Outcome};
 
 /// How well one class of operations was answered.
@@ -93,12 +93,7 @@ pub(crate) fn measure_some(
             longest = longest.max(until - since);
         }
         times.sort_unstable();
-        service.percent = if service.invoked == 0 {
-            100.0
-        } else {
-            // Rounded down, so that 100 means all.
-            (service.answered as f64 * 1e6 / service.invoked as f64).floor() / 1e4
-        };
+        service.percent = percent(service.answered, service.invoked, 4);
         service.longest_stall_ms = millis(longest);
         (service.p50_ms, service.p99_ms, service.max_ms) = (
             millis(quantile(&times, 50)),
@@ -116,7 +111,7 @@ pub(crate) fn measure_some(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Action, Header, Record};
+    use crate::history::{Action, Header, record};
 
     #[test]
     fn a_stall_lasts_from_the_first_attempt_to_the_answer() {
@@ -127,21 +122,7 @@ mod tests {
             (4_000_000, 5_000_000, Outcome::Failed),
             (5_000_000, 9_000_000, Outcome::Ok),
         ] {
-            let record = Record {
-                process: 1,
-                action: Action::Update,
-                key: Some("k".into()),
-                value: Some(start.to_string().into()),
-                version: None,
-                created: None,
-                start,
-                end,
-                outcome,
-                status: 0,
-                target: 0,
-                window: None,
-                items: Vec::new(),
-            };
+            let record = record(1, Action::Update, Some(start as u32), start, end, outcome);
             history.push(&record).unwrap();
         }
         let availability = measure(&history, 0..i64::MAX);

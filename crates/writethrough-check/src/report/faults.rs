@@ -295,7 +295,7 @@ fn describe(operation: &Operation, faults: &[Disturbance]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Header, Record};
+    use crate::history::{Header, Record, record};
 
     const S: i64 = 1_000_000_000;
 
@@ -322,19 +322,8 @@ mod tests {
         });
         for (process, &(action, target, start, end, outcome)) in (0..).zip(operations) {
             let record = Record {
-                process,
-                action,
-                key: Some("k".into()),
-                value: Some(process.to_string().into()),
-                version: None,
-                created: None,
-                start,
-                end,
-                outcome,
-                status: 0,
                 target,
-                window: None,
-                items: Vec::new(),
+                ..record(process, action, Some(process), start, end, outcome)
             };
             history.push(&record).unwrap();
         }

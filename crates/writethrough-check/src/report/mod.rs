@@ -339,6 +339,15 @@ fn action_summary(history: &History, action: Action) -> Option<ActionSummary> {
     (summary.invoked > 0).then_some(summary)
 }
 
+/// `answered` of `invoked` in percent, rounded down, so that 100 means all; 100 when nothing was invoked.
+pub(crate) fn percent(answered: u64, invoked: u64, decimals: i32) -> f64 {
+    if invoked == 0 {
+        return 100.0;
+    }
+    let unit = 10_f64.powi(decimals);
+    (answered as f64 * 100.0 * unit / invoked as f64).floor() / unit
+}
+
 /// The smallest of the sorted numbers that `percent` of them do not exceed.
 pub(crate) fn quantile(sorted: &[i64], percent: usize) -> i64 {
     let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);

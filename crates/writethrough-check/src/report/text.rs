@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, duration};
+use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, duration, percent};
 use crate::{history::Action, history::Outcome, judge::Role};
 
 /// The summary as plain text, ending in a new line.
@@ -208,18 +208,14 @@ fn under_faults(faults: &UnderFaults, out: &mut String) -> fmt::Result {
             "", "", "answered", "answered", "reads", "writes", "read ms", "write ms"
         )?;
     }
-    let percent = |answered: u64, invoked: u64| match invoked {
-        0 => 100.0,
-        invoked => (answered as f64 * 1e4 / invoked as f64).floor() / 100.0,
-    };
     for kind in &faults.fault_kinds {
         writeln!(
             out,
             "  {:<27}{:>6}{:>10.2}{:>10.2}{:>8}{:>8}{:>10.0}{:>10.0}",
             kind.fault,
             kind.count,
-            percent(kind.reads_answered, kind.reads),
-            percent(kind.writes_answered, kind.writes),
+            percent(kind.reads_answered, kind.reads, 2),
+            percent(kind.writes_answered, kind.writes, 2),
             kind.failed_reads,
             kind.failed_writes,
             kind.longest_read_ms,
