@@ -56,6 +56,14 @@ fn searches(bound: u8) -> Vec<Bounds> {
         Bounds::outage("WA WB RB").faults(bound).evicting(),
         Bounds::outage("WA RB RB").faults(bound).slow_polls(),
         Bounds::outage("WA RB RB").faults(bound).ticks(3).drifting(),
+        deep("WA RA RB RB").epochs(2).meets(&[Event::SharedBeside]),
+        deep("WA RB RB")
+            .promoting()
+            .meets(&[Event::HitAfterPromotion]),
+        deep("WA WB RB").promoting(),
+        deep("WA RB RB")
+            .replacing()
+            .meets(&[Event::HitAfterReplacement]),
     ];
     all.extend(Mutant::DOUBLED.map(|mutant| deep("WA RB RB").without(mutant)));
     all

@@ -14,8 +14,34 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Names one life of one cache server (Redis' `run_id`): a restart, a restore or a failover always
-/// gives another one.
+/// Names one history of the database: a random id made with the epoch row, and made anew when the
+/// database turns out to have another history than the row was written in (a promoted standby, a
+/// restored backup). It is part of every cache key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HistoryId(Arc<str>);
+
+impl HistoryId {
+    /// Wraps the id that the row holds.
+    #[must_use]
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HistoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names one life of one cache server with one data set: a restart, a restore, a failover, and a data
+/// set taken over from another server always give another one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(Arc<str>);
 
@@ -51,6 +77,8 @@ pub enum Mode {
 /// The one row that all nodes agree on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EpochRow {
+    /// The history of the database that the epoch belongs to.
+    pub history: HistoryId,
     /// The epoch's number.
     pub number: Epoch,
     /// What it allows.
@@ -62,8 +90,9 @@ pub struct EpochRow {
 impl EpochRow {
     /// The row that a new database starts with: bypass, and nothing to wait for.
     #[must_use]
-    pub fn first(number: Epoch) -> Self {
+    pub fn first(history: HistoryId, number: Epoch) -> Self {
         Self {
+            history,
             number,
             mode: Mode::Bypass,
             settled: true,
@@ -83,6 +112,9 @@ impl EpochRow {
 pub struct Sighting {
     /// The row.
     pub row: EpochRow,
+    /// Whether the database that answered has the history in which the row was written: the same
+    /// system identifier and timeline.
+    pub in_its_history: bool,
     /// How long ago a node last proposed a bypass or reported trouble with its cache connection;
     /// `None` for never. A hint: safety does not rest on it.
     pub trouble_age: Option<Duration>,
@@ -90,24 +122,63 @@ pub struct Sighting {
 
 /// A wish to replace the epoch row: compare-and-set on the number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Proposal {
-    /// The number that the row must still have.
-    pub from: Epoch,
-    /// The mode of the next epoch.
-    pub mode: Mode,
-    /// Whether the next epoch is settled from the start: only for a proposer to whom the bypass
-    /// epoch `from` is active, since no read lease can be out then.
-    pub settled: bool,
+pub enum Proposal {
+    /// The next epoch of the same history.
+    Next {
+        /// The number that the row must still have.
+        from: Epoch,
+        /// The mode of the next epoch.
+        mode: Mode,
+        /// Whether the next epoch is settled from the start: only for a proposer to whom the bypass
+        /// epoch `from` is active, since no read lease can be out then.
+        settled: bool,
+    },
+    /// The first epoch of another history, in which the database turned out to be: bypass, not
+    /// settled, with a new [`HistoryId`].
+    NewHistory {
+        /// The number that the row must still have.
+        from: Epoch,
+        /// The highest number that the proposer knows of.
+        above: Epoch,
+    },
 }
 
 impl Proposal {
-    /// The row after the proposal, or `None` when the number has moved on.
+    /// How far above all known numbers the first one of a new history is. Epochs that the database
+    /// has lost, and that somebody may have seen, are fewer by far.
+    pub const LEAP: u64 = 1 << 20;
+
+    /// The number that the row must still have.
     #[must_use]
-    pub fn apply(&self, row: &EpochRow) -> Option<EpochRow> {
-        (row.number == self.from).then(|| EpochRow {
-            number: Epoch(self.from.0 + 1),
-            mode: self.mode.clone(),
-            settled: self.settled,
+    pub fn from(&self) -> Epoch {
+        match self {
+            Self::Next { from, .. } | Self::NewHistory { from, .. } => *from,
+        }
+    }
+
+    /// The row after the proposal, or `None` when the number has moved on. `history` makes a new id.
+    #[must_use]
+    pub fn apply(&self, row: &EpochRow, history: impl FnOnce() -> HistoryId) -> Option<EpochRow> {
+        if row.number != self.from() {
+            return None;
+        }
+        Some(match self {
+            Self::Next {
+                from,
+                mode,
+                settled,
+            } => EpochRow {
+                history: row.history.clone(),
+                number: Epoch(from.0 + 1),
+                mode: mode.clone(),
+                settled: *settled,
+            },
+            Self::NewHistory { from, above } => EpochRow {
+                history: history(),
+                number: Epoch((*from).max(*above).0 + Self::LEAP),
+                mode: Mode::Bypass,
+                settled: false,
+            },
         })
     }
 }
@@ -116,27 +187,48 @@ impl Proposal {
 mod tests {
     use super::*;
 
+    fn history(id: &str) -> HistoryId {
+        HistoryId::new(id)
+    }
+
     #[test]
     fn a_proposal_wins_only_from_the_number_it_saw() {
-        let row = EpochRow::first(Epoch(4));
-        let proposal = |from| Proposal {
+        let row = EpochRow::first(history("h"), Epoch(4));
+        let proposal = |from| Proposal::Next {
             from: Epoch(from),
             mode: Mode::Bypass,
             settled: false,
         };
-        assert_eq!(proposal(3).apply(&row), None);
-        assert_eq!(proposal(5).apply(&row), None);
-        let next = proposal(4).apply(&row).unwrap();
+        let fresh = || history("unused");
+        assert_eq!(proposal(3).apply(&row, fresh), None);
+        assert_eq!(proposal(5).apply(&row, fresh), None);
+        let next = proposal(4).apply(&row, fresh).unwrap();
         assert_eq!((next.number, next.settled), (Epoch(5), false));
+        assert_eq!(next.history, row.history);
+    }
+
+    #[test]
+    fn a_new_history_begins_above_all_known_numbers_and_is_not_settled() {
+        let mut row = EpochRow::first(history("old"), Epoch(4));
+        row.mode = Mode::Cached(ServerId::new("a"));
+        let proposal = |from, above| Proposal::NewHistory {
+            from: Epoch(from),
+            above: Epoch(above),
+        };
+        let fresh = || history("new");
+        assert_eq!(proposal(5, 9).apply(&row, fresh), None);
+        let next = proposal(4, 9).apply(&row, fresh).unwrap();
+        assert_eq!(next.number, Epoch(9 + Proposal::LEAP));
+        assert_eq!((next.history, next.mode), (history("new"), Mode::Bypass));
+        assert!(!next.settled);
+        let next = proposal(4, 2).apply(&row, fresh).unwrap();
+        assert_eq!(next.number, Epoch(4 + Proposal::LEAP));
     }
 
     #[test]
     fn only_the_current_number_can_be_settled() {
-        let row = EpochRow {
-            number: Epoch(2),
-            mode: Mode::Bypass,
-            settled: false,
-        };
+        let mut row = EpochRow::first(history("h"), Epoch(2));
+        row.settled = false;
         assert!(!row.clone().settle(Epoch(1)).settled);
         assert!(row.settle(Epoch(2)).settled);
     }

@@ -14,10 +14,10 @@
 //! | `V` payload | a value |
 //! | `N` | a value: known not to exist |
 //! | `L` token | a fill lease |
-//! | `I`, `-` or `+` (contended), then token and deadline for each writer | an intent |
+//! | `I`, `-` or `+` (contended), then token, deadline and lifetime of each writer | an intent |
 //!
-//! A token is 32 hexadecimal digits, a deadline 13 decimal digits, so that the whole can be read
-//! in `redis-cli` and cut at fixed places in Lua.
+//! A token is 32 hexadecimal digits, a deadline 13 decimal digits, a lifetime 8, so that the whole
+//! can be read in `redis-cli` and cut at fixed places in Lua.
 
 use std::fmt;
 use std::str::FromStr;
@@ -99,19 +99,38 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+/// One announced writer of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Writer {
+    /// Names the write.
+    pub token: Token,
+    /// When the announcement lapses, in milliseconds of the cache server's clock.
+    pub deadline_ms: u64,
+    /// For how long it was made, in milliseconds.
+    pub lifetime_ms: u64,
+}
+
+impl Writer {
+    /// Whether the announcement still counts. A deadline further away than the lifetime is one that
+    /// no writer meant: the server's clock was set back since.
+    #[must_use]
+    pub fn lasts(&self, now_ms: u64) -> bool {
+        self.deadline_ms > now_ms && self.deadline_ms - now_ms <= self.lifetime_ms
+    }
+}
+
 /// The writers that have announced a write of one key and not ended it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Intent {
-    /// Each writer's token and the time, in milliseconds of the cache's clock, at which it lapses.
-    writers: Vec<(Token, u64)>,
+    writers: Vec<Writer>,
     /// Two writers have overlapped, so the order of their commits is unknown to the cache.
     contended: bool,
 }
 
 impl Intent {
-    /// The announced writers with their deadlines in milliseconds, oldest first.
+    /// The announced writers, oldest first.
     #[must_use]
-    pub fn writers(&self) -> &[(Token, u64)] {
+    pub fn writers(&self) -> &[Writer] {
         &self.writers
     }
 
@@ -124,11 +143,8 @@ impl Intent {
     /// When the last of the writers lapses, in milliseconds: the whole key expires then.
     #[must_use]
     pub fn deadline(&self) -> u64 {
-        self.writers
-            .iter()
-            .map(|(_, deadline)| *deadline)
-            .max()
-            .unwrap_or(0)
+        let deadlines = self.writers.iter().map(|writer| writer.deadline_ms);
+        deadlines.max().unwrap_or(0)
     }
 }
 
@@ -156,7 +172,9 @@ pub enum Acquire {
 
 const DEADLINE_LEN: usize = 13;
 const MAX_DEADLINE: u64 = 9_999_999_999_999;
-const WRITER_LEN: usize = Token::ENCODED_LEN + DEADLINE_LEN;
+const LIFETIME_LEN: usize = 8;
+const MAX_LIFETIME: u64 = 99_999_999;
+const WRITER_LEN: usize = Token::ENCODED_LEN + DEADLINE_LEN + LIFETIME_LEN;
 
 impl KeyState {
     /// The stored form of a value: its tag and its bytes.
@@ -189,9 +207,11 @@ impl KeyState {
                 let mut out = BytesMut::with_capacity(2 + intent.writers.len() * WRITER_LEN);
                 out.put_u8(b'I');
                 out.put_u8(if intent.contended { b'+' } else { b'-' });
-                for (token, deadline) in &intent.writers {
-                    out.put_slice(&token.encode());
-                    out.put_slice(format!("{:013}", deadline.min(&MAX_DEADLINE)).as_bytes());
+                for writer in &intent.writers {
+                    out.put_slice(&writer.token.encode());
+                    let deadline = writer.deadline_ms.min(MAX_DEADLINE);
+                    let lifetime = writer.lifetime_ms.min(MAX_LIFETIME);
+                    out.put_slice(format!("{deadline:013}{lifetime:08}").as_bytes());
                 }
                 Some(out.freeze())
             }
@@ -226,27 +246,34 @@ impl KeyState {
         if writers.is_empty() || !rest.is_empty() {
             return Err(Malformed("intent length"));
         }
+        let number = |digits: &[u8]| {
+            std::str::from_utf8(digits)
+                .ok()
+                .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+                .and_then(|digits| digits.parse().ok())
+                .ok_or(Malformed("intent deadline"))
+        };
         let writers = writers
             .iter()
             .map(|writer| {
-                let (token, deadline) = writer.split_at(Token::ENCODED_LEN);
-                let deadline = std::str::from_utf8(deadline)
-                    .ok()
-                    .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
-                    .and_then(|digits| digits.parse().ok())
-                    .ok_or(Malformed("intent deadline"))?;
-                Ok((Token::decode(token)?, deadline))
+                let (token, times) = writer.split_at(Token::ENCODED_LEN);
+                let (deadline, lifetime) = times.split_at(DEADLINE_LEN);
+                Ok(Writer {
+                    token: Token::decode(token)?,
+                    deadline_ms: number(deadline)?,
+                    lifetime_ms: number(lifetime)?,
+                })
             })
             .collect::<Result<_, Malformed>>()?;
         Ok(Self::Intent(Intent { writers, contended }))
     }
 
-    /// Drops the writers whose deadline is not after `now_ms`; an intent without writers is gone.
+    /// Drops the writers whose announcement has lapsed; an intent without writers is gone.
     #[must_use]
     pub fn expire(self, now_ms: u64) -> Self {
         match self {
             Self::Intent(mut intent) => {
-                intent.writers.retain(|(_, deadline)| *deadline > now_ms);
+                intent.writers.retain(|writer| writer.lasts(now_ms));
                 if intent.writers.is_empty() {
                     Self::Absent
                 } else {
@@ -285,20 +312,33 @@ impl KeyState {
         }
     }
 
-    /// Announces a write: whatever the key held is forgotten, and no fill can succeed until the
-    /// write ends or lapses at `deadline_ms`.
+    /// Keeps `FillLease(token)` alive while its load runs: the key is left as it is, and the caller
+    /// moves its expiry only when this tells that the lease is still there.
     #[must_use]
-    pub fn begin(self, token: Token, deadline_ms: u64, now_ms: u64) -> Self {
+    pub fn renew_fill(self, token: Token) -> (Self, bool) {
+        let held = matches!(self, Self::FillLease(holder) if holder == token);
+        (self, held)
+    }
+
+    /// Announces a write: whatever the key held is forgotten, and no fill can succeed until the
+    /// write ends or lapses after `lifetime_ms`.
+    #[must_use]
+    pub fn begin(self, token: Token, lifetime_ms: u64, now_ms: u64) -> Self {
+        let writer = Writer {
+            token,
+            deadline_ms: now_ms.saturating_add(lifetime_ms),
+            lifetime_ms,
+        };
         match self.expire(now_ms) {
             Self::Intent(mut intent) => {
-                if !intent.writers.iter().any(|(writer, _)| *writer == token) {
-                    intent.writers.push((token, deadline_ms));
+                if !intent.writers.iter().any(|other| other.token == token) {
+                    intent.writers.push(writer);
                     intent.contended = true;
                 }
                 Self::Intent(intent)
             }
             _ => Self::Intent(Intent {
-                writers: vec![(token, deadline_ms)],
+                writers: vec![writer],
                 contended: false,
             }),
         }
@@ -310,8 +350,8 @@ impl KeyState {
     pub fn end(self, token: Token, value: Option<Payload>, now_ms: u64) -> Self {
         match self.expire(now_ms) {
             Self::Intent(mut intent) => {
-                let own = intent.writers.iter().any(|(writer, _)| *writer == token);
-                intent.writers.retain(|(writer, _)| *writer != token);
+                let own = intent.writers.iter().any(|writer| writer.token == token);
+                intent.writers.retain(|writer| writer.token != token);
                 if intent.writers.is_empty() {
                     match value {
                         Some(payload) if own && !intent.contended => Self::Value(payload),
@@ -351,9 +391,15 @@ mod tests {
         Some(Bytes::from_static(text.as_bytes()))
     }
 
+    /// An intent of writers announced at 0: of each its token and its deadline.
     fn intent(writers: &[(Token, u64)], contended: bool) -> KeyState {
+        let writers = writers.iter().map(|(token, deadline_ms)| Writer {
+            token: *token,
+            deadline_ms: *deadline_ms,
+            lifetime_ms: *deadline_ms,
+        });
         KeyState::Intent(Intent {
-            writers: writers.to_vec(),
+            writers: writers.collect(),
             contended,
         })
     }
@@ -389,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn fill_and_break_touch_only_their_own_lease() {
+    fn fill_break_and_renewal_touch_only_their_own_lease() {
         for state in every_state() {
             let own = state == KeyState::FillLease(A);
             let filled = state.clone().fill(A, payload("new"));
@@ -407,9 +453,10 @@ mod tests {
                 if own {
                     (KeyState::Absent, true)
                 } else {
-                    (state, false)
+                    (state.clone(), false)
                 }
             );
+            assert_eq!(state.clone().renew_fill(A), (state, own));
         }
     }
 
@@ -439,14 +486,23 @@ mod tests {
 
     #[test]
     fn begin_drops_lapsed_writers() {
-        assert_eq!(
-            intent(&[(B, 40)], false).begin(A, 50, 40),
-            intent(&[(A, 50)], false)
-        );
-        assert_eq!(
-            intent(&[(B, 40), (Token(1), 90)], true).begin(A, 95, 40),
-            intent(&[(Token(1), 90), (A, 95)], true)
-        );
+        let tokens = |state: KeyState| match state {
+            KeyState::Intent(intent) => intent.writers.iter().map(|w| w.token).collect(),
+            _ => Vec::new(),
+        };
+        assert_eq!(tokens(intent(&[(B, 40)], false).begin(A, 50, 40)), [A]);
+        let contended = intent(&[(B, 40), (Token(1), 90)], true).begin(A, 95, 40);
+        assert_eq!(tokens(contended), [Token(1), A]);
+    }
+
+    #[test]
+    fn an_announcement_from_a_clock_that_was_set_back_has_lapsed() {
+        const HOUR: u64 = 3_600_000;
+        let ahead = KeyState::Absent.begin(A, 15_000, HOUR);
+        assert_eq!(ahead.clone().expire(0), KeyState::Absent);
+        assert_eq!(ahead.clone().expire(HOUR), ahead);
+        assert_eq!(ahead.clone().expire(HOUR - 1), KeyState::Absent);
+        assert_eq!(ahead.expire(HOUR + 15_000), KeyState::Absent);
     }
 
     #[test]
@@ -542,7 +598,7 @@ mod tests {
             let bytes = Bytes::from_static(bytes.as_bytes());
             assert!(KeyState::decode(Some(bytes.clone())).is_err(), "{bytes:?}");
         }
-        let signed = format!("I-{}{}", A, "+000000000050");
+        let signed = format!("I-{}{}", A, "+00000000005000000050");
         assert!(KeyState::decode(Some(signed.into())).is_err());
     }
 }

@@ -14,6 +14,6 @@ pub mod page;
 pub mod read;
 pub mod write;
 
-pub use epoch::{Epoch, EpochRow, Mode, Proposal, ServerId, Sighting};
-pub use key::{Acquire, Intent, KeyState, Payload, Token};
-pub use node::{Monotonic, Node, ReadPermit, Timing, WritePermit};
+pub use epoch::{Epoch, EpochRow, HistoryId, Mode, Proposal, ServerId, Sighting};
+pub use key::{Acquire, Intent, KeyState, Payload, Token, Writer};
+pub use node::{Astray, Monotonic, Node, ReadPermit, Timing, WritePermit};

@@ -72,8 +72,23 @@ pub enum WritePermit {
     /// The cache of this epoch cannot be reached from here: as if announcing had failed.
     Unreachable(Epoch),
     /// The epoch is not active here yet; it will be at this time unless it changes again. `None`:
-    /// no epoch has been seen at all.
+    /// no epoch has been seen that can be believed.
     Wait(Option<Monotonic>),
+}
+
+/// Why a node believes no epoch row that it reads now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Astray {
+    /// The database has another history than the row was written in: a standby was promoted, or a
+    /// backup restored.
+    OtherHistory,
+    /// The number went back: the database has lost epochs that this node has seen.
+    WentBack {
+        /// The newest number seen.
+        seen: Epoch,
+        /// The number that the row has now.
+        found: Epoch,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -88,6 +103,7 @@ struct Seen {
 pub struct Node {
     timing: Timing,
     seen: Option<Seen>,
+    astray: Option<Astray>,
     connection: Option<ServerId>,
 }
 
@@ -98,6 +114,7 @@ impl Node {
         Self {
             timing,
             seen: None,
+            astray: None,
             connection: None,
         }
     }
@@ -107,19 +124,52 @@ impl Node {
         self.connection = server;
     }
 
-    /// Takes in an epoch row. `poll_started` is when the poll that read it began; `None` when it
-    /// came as the answer to a proposal, which gives no lease. Rows older than the newest one seen
-    /// are late answers and change nothing. Returns whether the epoch changed.
-    pub fn saw(&mut self, row: EpochRow, poll_started: Option<Monotonic>, now: Monotonic) -> bool {
+    /// Takes in a sighting of the epoch row. `poll_started` is when the poll that read it began;
+    /// `None` when it came as the answer to a proposal, which gives no lease. Returns whether the
+    /// epoch changed.
+    ///
+    /// A row older than the newest one seen is a late answer and changes nothing, unless its poll
+    /// began after that one was seen: then the database has gone back. A row of another history, or
+    /// one that went back, is not believed, and neither is what was believed before: there is no read
+    /// lease, and no write begins, until a row comes that can be believed.
+    pub fn saw(
+        &mut self,
+        sighting: &Sighting,
+        poll_started: Option<Monotonic>,
+        now: Monotonic,
+    ) -> bool {
+        let row = &sighting.row;
+        if let Some(seen) = &mut self.seen {
+            let (known, found) = (&seen.row, row.number);
+            let older =
+                found < known.number || (found == known.number && row.history != known.history);
+            if older {
+                if poll_started.is_some_and(|started| started > seen.first_seen) {
+                    self.astray = Some(Astray::WentBack {
+                        seen: known.number,
+                        found,
+                    });
+                    seen.lease_until = None;
+                }
+                return false;
+            }
+        }
+        if !sighting.in_its_history {
+            self.astray = Some(Astray::OtherHistory);
+            if let Some(seen) = &mut self.seen {
+                seen.lease_until = None;
+            }
+            return false;
+        }
+        self.astray = None;
         let changed = match &mut self.seen {
-            Some(seen) if row.number < seen.row.number => return false,
             Some(seen) if row.number == seen.row.number => {
                 seen.row.settled |= row.settled;
                 false
             }
             _ => {
                 self.seen = Some(Seen {
-                    row,
+                    row: row.clone(),
                     first_seen: now,
                     lease_until: None,
                 });
@@ -132,6 +182,12 @@ impl Node {
             seen.lease_until = seen.lease_until.max(Some(started + self.timing.lease));
         }
         changed
+    }
+
+    /// Why the row that was read last is not believed; `None` when it is.
+    #[must_use]
+    pub fn astray(&self) -> Option<Astray> {
+        self.astray
     }
 
     /// The newest row seen.
@@ -163,9 +219,8 @@ impl Node {
     /// Whether the newest epoch is active here: settled, or observed for long enough.
     #[must_use]
     pub fn is_active(&self, now: Monotonic) -> bool {
-        self.seen
-            .as_ref()
-            .is_some_and(|seen| now >= self.active_at(seen))
+        let seen = self.seen.as_ref();
+        self.astray.is_none() && seen.is_some_and(|seen| now >= self.active_at(seen))
     }
 
     /// The epoch that this node should mark settled in the row: active here, not marked there.
@@ -186,7 +241,7 @@ impl Node {
     /// What a read that begins now may do.
     #[must_use]
     pub fn read_permit(&self, now: Monotonic) -> ReadPermit {
-        let Some(seen) = &self.seen else {
+        let (Some(seen), None) = (&self.seen, self.astray) else {
             return ReadPermit::Bypass(Bypass::NoLease);
         };
         let Mode::Cached(server) = &seen.row.mode else {
@@ -207,7 +262,7 @@ impl Node {
     /// What a write that begins now must do. No lease is needed: the guard in the database decides.
     #[must_use]
     pub fn write_permit(&self, now: Monotonic) -> WritePermit {
-        let Some(seen) = &self.seen else {
+        let (Some(seen), None) = (&self.seen, self.astray) else {
             return WritePermit::Wait(None);
         };
         if !self.is_active(now) {
@@ -225,7 +280,7 @@ impl Node {
     /// The proposal that ends `epoch` because the cache failed for this node in it.
     #[must_use]
     pub fn bypass_from(epoch: Epoch) -> Proposal {
-        Proposal {
+        Proposal::Next {
             from: epoch,
             mode: Mode::Bypass,
             settled: false,
@@ -235,9 +290,15 @@ impl Node {
     /// The change that this node should propose now, apart from a failed command: leave an epoch
     /// whose server it is not connected to, or use the cache again. From one server to another the
     /// way is through a bypass: it costs the writers one wait, where going straight there would cost
-    /// those who are still on the old server a second one.
+    /// those who are still on the old server a second one. A row of another history, or one that
+    /// went back, is replaced whatever becomes of the cache.
     #[must_use]
     pub fn proposal(&self, sighting: &Sighting, now: Monotonic) -> Option<Proposal> {
+        if self.astray.is_some() {
+            let from = sighting.row.number;
+            let seen = self.seen.as_ref().map_or(from, |seen| seen.row.number);
+            return Some(Proposal::NewHistory { from, above: seen });
+        }
         let seen = self.seen.as_ref()?;
         if sighting.row.number != seen.row.number {
             return None;
@@ -247,7 +308,7 @@ impl Node {
             (Mode::Bypass, Some(here)) => {
                 let quiet = self.timing.settle + self.timing.hold_off;
                 let well = sighting.trouble_age.is_none_or(|age| age >= quiet);
-                (well && self.is_active(now)).then(|| Proposal {
+                (well && self.is_active(now)).then(|| Proposal::Next {
                     from,
                     mode: Mode::Cached(here.clone()),
                     settled: true,
@@ -264,6 +325,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::epoch::HistoryId;
 
     fn at(ms: u64) -> Monotonic {
         Monotonic(Duration::from_millis(ms))
@@ -273,8 +335,13 @@ mod tests {
         ServerId::new(id)
     }
 
+    fn history() -> HistoryId {
+        HistoryId::new("h")
+    }
+
     fn cached(number: u64, id: &str, settled: bool) -> EpochRow {
         EpochRow {
+            history: history(),
             number: Epoch(number),
             mode: Mode::Cached(server(id)),
             settled,
@@ -283,6 +350,7 @@ mod tests {
 
     fn bypass(number: u64, settled: bool) -> EpochRow {
         EpochRow {
+            history: history(),
             number: Epoch(number),
             mode: Mode::Bypass,
             settled,
@@ -298,6 +366,7 @@ mod tests {
     fn sighting(row: EpochRow, trouble_ms: Option<u64>) -> Sighting {
         Sighting {
             row,
+            in_its_history: true,
             trouble_age: trouble_ms.map(Duration::from_millis),
         }
     }
@@ -312,7 +381,11 @@ mod tests {
     #[test]
     fn a_settled_row_is_active_at_first_sight() {
         let mut node = connected("a");
-        assert!(node.saw(cached(7, "a", true), Some(at(100)), at(110)));
+        assert!(node.saw(
+            &sighting(cached(7, "a", true), None),
+            Some(at(100)),
+            at(110)
+        ));
         assert_eq!(node.read_permit(at(110)), ReadPermit::Cached(Epoch(7)));
         assert_eq!(node.write_permit(at(110)), WritePermit::Cached(Epoch(7)));
     }
@@ -320,7 +393,11 @@ mod tests {
     #[test]
     fn the_lease_counts_from_the_start_of_the_poll() {
         let mut node = connected("a");
-        node.saw(cached(7, "a", true), Some(at(100)), at(900));
+        node.saw(
+            &sighting(cached(7, "a", true), None),
+            Some(at(100)),
+            at(900),
+        );
         assert!(node.holds_lease(Epoch(7), at(1099)));
         assert!(!node.holds_lease(Epoch(7), at(1100)));
         assert_eq!(
@@ -332,7 +409,7 @@ mod tests {
     #[test]
     fn an_answer_to_a_proposal_gives_no_lease() {
         let mut node = connected("a");
-        node.saw(cached(7, "a", true), None, at(100));
+        node.saw(&sighting(cached(7, "a", true), None), None, at(100));
         assert_eq!(
             node.read_permit(at(100)),
             ReadPermit::Bypass(Bypass::NoLease)
@@ -342,8 +419,8 @@ mod tests {
     #[test]
     fn a_new_unsettled_epoch_is_observed_for_the_settle_time() {
         let mut node = connected("a");
-        node.saw(cached(7, "a", true), Some(at(0)), at(0));
-        assert!(node.saw(bypass(8, false), Some(at(200)), at(210)));
+        node.saw(&sighting(cached(7, "a", true), None), Some(at(0)), at(0));
+        assert!(node.saw(&sighting(bypass(8, false), None), Some(at(200)), at(210)));
         assert!(
             !node.holds_lease(Epoch(7), at(210)),
             "the old lease is dropped at once"
@@ -355,42 +432,46 @@ mod tests {
         assert_eq!(node.should_settle(at(1459)), None);
         assert_eq!(node.write_permit(at(1460)), WritePermit::Bypass(Epoch(8)));
         assert_eq!(node.should_settle(at(1460)), Some(Epoch(8)));
-        node.saw(bypass(8, true), Some(at(1500)), at(1500));
+        node.saw(&sighting(bypass(8, true), None), Some(at(1500)), at(1500));
         assert_eq!(node.should_settle(at(1500)), None);
     }
 
     #[test]
     fn an_unsettled_cached_epoch_gives_no_lease_while_observing() {
         let mut node = connected("b");
-        node.saw(cached(9, "b", false), Some(at(0)), at(0));
+        node.saw(&sighting(cached(9, "b", false), None), Some(at(0)), at(0));
         assert_eq!(
             node.read_permit(at(1000)),
             ReadPermit::Bypass(Bypass::Observing)
         );
-        node.saw(cached(9, "b", false), Some(at(1300)), at(1300));
+        node.saw(
+            &sighting(cached(9, "b", false), None),
+            Some(at(1300)),
+            at(1300),
+        );
         assert_eq!(node.read_permit(at(1300)), ReadPermit::Cached(Epoch(9)));
     }
 
     #[test]
     fn a_settled_mark_ends_the_observation() {
         let mut node = connected("a");
-        node.saw(bypass(8, false), Some(at(0)), at(0));
-        node.saw(bypass(8, true), Some(at(200)), at(200));
+        node.saw(&sighting(bypass(8, false), None), Some(at(0)), at(0));
+        node.saw(&sighting(bypass(8, true), None), Some(at(200)), at(200));
         assert_eq!(node.write_permit(at(200)), WritePermit::Bypass(Epoch(8)));
     }
 
     #[test]
     fn late_answers_change_nothing() {
         let mut node = connected("a");
-        node.saw(bypass(8, false), Some(at(100)), at(100));
-        assert!(!node.saw(cached(7, "a", true), Some(at(50)), at(120)));
+        node.saw(&sighting(bypass(8, false), None), Some(at(100)), at(100));
+        assert!(!node.saw(&sighting(cached(7, "a", true), None), Some(at(50)), at(120)));
         assert_eq!(node.row(), Some(&bypass(8, false)));
     }
 
     #[test]
     fn another_server_is_no_cache() {
         let mut node = connected("b");
-        node.saw(cached(7, "a", true), Some(at(0)), at(0));
+        node.saw(&sighting(cached(7, "a", true), None), Some(at(0)), at(0));
         assert_eq!(
             node.read_permit(at(0)),
             ReadPermit::Bypass(Bypass::NotConnected)
@@ -401,39 +482,46 @@ mod tests {
     #[test]
     fn a_node_without_connection_proposes_bypass() {
         let mut node = Node::new(Timing::default());
-        node.saw(cached(7, "a", true), Some(at(0)), at(0));
+        node.saw(&sighting(cached(7, "a", true), None), Some(at(0)), at(0));
         let proposal = node
             .proposal(&sighting(cached(7, "a", true), None), at(1))
             .unwrap();
         assert_eq!(proposal, Node::bypass_from(Epoch(7)));
     }
 
+    fn back(from: u64, id: &str) -> Proposal {
+        Proposal::Next {
+            from: Epoch(from),
+            mode: Mode::Cached(server(id)),
+            settled: true,
+        }
+    }
+
     #[test]
     fn the_cache_returns_only_from_an_active_bypass_and_when_all_are_well() {
         let mut node = connected("a");
-        node.saw(bypass(8, false), Some(at(0)), at(0));
+        node.saw(&sighting(bypass(8, false), None), Some(at(0)), at(0));
         let well = sighting(bypass(8, false), Some(2250));
         assert_eq!(node.proposal(&well, at(1249)), None, "leases may be out");
         // The bypass was proposed 2249 ms ago, so it was active for less than the hold-off.
         let troubled = sighting(bypass(8, false), Some(2249));
         assert_eq!(node.proposal(&troubled, at(1250)), None);
         let proposal = node.proposal(&well, at(1250)).unwrap();
-        assert_eq!(proposal.mode, Mode::Cached(server("a")));
-        assert!(proposal.settled);
+        assert_eq!(proposal, back(8, "a"));
     }
 
     #[test]
     fn a_quiet_bypass_ends_at_first_sight() {
         let mut node = connected("a");
-        node.saw(bypass(8, true), Some(at(0)), at(0));
+        node.saw(&sighting(bypass(8, true), None), Some(at(0)), at(0));
         let proposal = node.proposal(&sighting(bypass(8, true), None), at(0));
-        assert_eq!(proposal.unwrap().mode, Mode::Cached(server("a")));
+        assert_eq!(proposal.unwrap(), back(8, "a"));
     }
 
     #[test]
     fn a_node_on_another_server_ends_the_epoch() {
         let mut node = connected("b");
-        node.saw(cached(7, "a", true), Some(at(0)), at(0));
+        node.saw(&sighting(cached(7, "a", true), None), Some(at(0)), at(0));
         let row = sighting(cached(7, "a", true), None);
         assert_eq!(
             node.proposal(&row, at(5000)),
@@ -444,7 +532,94 @@ mod tests {
     #[test]
     fn a_stale_sighting_proposes_nothing() {
         let mut node = connected("a");
-        node.saw(bypass(8, true), None, at(0));
+        node.saw(&sighting(bypass(8, true), None), None, at(0));
         assert_eq!(node.proposal(&sighting(bypass(7, true), None), at(5)), None);
+    }
+
+    fn of_another_history(row: EpochRow) -> Sighting {
+        Sighting {
+            in_its_history: false,
+            ..sighting(row, None)
+        }
+    }
+
+    #[test]
+    fn a_row_of_another_history_is_believed_by_nobody_and_replaced_by_anybody() {
+        let promoted = of_another_history(cached(7, "a", true));
+        for seen in [None, Some(7), Some(9)] {
+            let mut node = connected("a");
+            if let Some(number) = seen {
+                node.saw(
+                    &sighting(cached(number, "a", true), None),
+                    Some(at(0)),
+                    at(0),
+                );
+            }
+            assert!(!node.saw(&promoted, Some(at(100)), at(100)));
+            assert_eq!(
+                node.read_permit(at(100)),
+                ReadPermit::Bypass(Bypass::NoLease)
+            );
+            assert!(!node.holds_lease(Epoch(7), at(100)));
+            assert_eq!(node.write_permit(at(100)), WritePermit::Wait(None));
+            assert_eq!(
+                node.proposal(&promoted, at(100)),
+                Some(Proposal::NewHistory {
+                    from: Epoch(7),
+                    above: Epoch(seen.unwrap_or(7)),
+                })
+            );
+            let mut next = bypass(9 + Proposal::LEAP, false);
+            next.history = HistoryId::new("new");
+            assert!(node.saw(&sighting(next, None), Some(at(200)), at(200)));
+            assert_eq!(node.astray(), None);
+            assert_eq!(
+                node.write_permit(at(200)),
+                WritePermit::Wait(Some(at(1450)))
+            );
+        }
+    }
+
+    #[test]
+    fn a_number_that_goes_back_ends_the_lease_unless_it_is_a_late_answer() {
+        let mut node = connected("a");
+        node.saw(
+            &sighting(cached(7, "a", true), None),
+            Some(at(100)),
+            at(110),
+        );
+        let older = sighting(cached(6, "a", true), None);
+        for started in [None, Some(at(105)), Some(at(110))] {
+            assert!(!node.saw(&older, started, at(120)));
+            assert_eq!(node.astray(), None, "an answer on its way for long");
+            assert!(node.holds_lease(Epoch(7), at(120)));
+        }
+        assert!(!node.saw(&older, Some(at(111)), at(120)));
+        let (seen, found) = (Epoch(7), Epoch(6));
+        assert_eq!(node.astray(), Some(Astray::WentBack { seen, found }));
+        assert!(!node.holds_lease(Epoch(7), at(120)));
+        assert_eq!(node.write_permit(at(120)), WritePermit::Wait(None));
+        assert_eq!(
+            node.proposal(&older, at(120)),
+            Some(Proposal::NewHistory {
+                from: found,
+                above: seen
+            })
+        );
+    }
+
+    #[test]
+    fn the_same_number_of_another_database_has_gone_back_too() {
+        let mut node = connected("a");
+        node.saw(
+            &sighting(cached(7, "a", true), None),
+            Some(at(100)),
+            at(110),
+        );
+        let mut other = cached(7, "a", true);
+        other.history = HistoryId::new("other");
+        assert!(!node.saw(&sighting(other, None), Some(at(200)), at(210)));
+        assert!(node.astray().is_some());
+        assert!(!node.holds_lease(Epoch(7), at(210)));
     }
 }

@@ -56,12 +56,6 @@ pub fn stamp(collection: &KeyState) -> Option<Token> {
     }
 }
 
-/// Whether a page may be believed, given the collection key read in the same atomic step.
-#[must_use]
-pub fn is_current(page: &Page, collection: &KeyState) -> bool {
-    stamp(collection) == Some(page.stamp)
-}
-
 /// Stores a page loaded under `token`: allowed while the collection key still holds the loader's
 /// fill lease (which becomes the stamp) or the stamp that the loader saw. Returns the collection's
 /// next state and whether the page may be stored, both in one atomic step.
@@ -88,24 +82,6 @@ mod tests {
 
     fn stamped(token: Token) -> KeyState {
         fill(KeyState::FillLease(token), token).0
-    }
-
-    #[test]
-    fn a_page_is_current_only_under_its_own_stamp() {
-        let page = Page {
-            stamp: S,
-            bytes: Bytes::from_static(b"[]"),
-        };
-        assert!(is_current(&page, &stamped(S)));
-        let written = stamped(S).begin(Token(9), 10, 0);
-        for state in [
-            KeyState::Absent,
-            KeyState::FillLease(S),
-            stamped(T),
-            written,
-        ] {
-            assert!(!is_current(&page, &state), "{state:?}");
-        }
     }
 
     #[test]

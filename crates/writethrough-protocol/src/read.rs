@@ -1,6 +1,17 @@
 //! What a read does next, given what it has just learned.
+//!
+//! A read that meets another's fill lease never breaks it: a load may take as long as it takes, its
+//! holder renews the lease meanwhile, and its fill is accepted. Who may share a load: a read that saw
+//! the lease intact under which the load runs, after the read began. The token that it saw proves
+//! that no write was announced since the lease was taken; so a load begun under it is as new as any
+//! write acknowledged before that read began.
+
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::key::{Acquire, KeyState, Payload, Token};
+use crate::page::{self, Page};
 
 /// Why a read went to the store without the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,7 +26,7 @@ pub enum Bypass {
     NotConnected,
     /// A write of the key is under way.
     Intent,
-    /// Another reader's load took too long.
+    /// Another process is loading for longer than this one waits.
     SlowFill,
     /// The cache did not answer in time or answered with an error.
     CacheError,
@@ -63,7 +74,8 @@ pub enum Next {
     AcquireFill,
     /// The lease was acquired: load under it, then fill.
     Load,
-    /// Somebody is loading under this lease: share its result or look again.
+    /// Somebody is loading under this lease: share a load of this process under it, or look again;
+    /// see [`while_awaiting`].
     Await(Token),
     /// Read the store and return; fill nothing.
     Bypass(Bypass),
@@ -92,10 +104,69 @@ pub fn after_acquire(answer: Acquire, lease_valid: bool) -> Next {
     }
 }
 
+/// What the reads of one process that follow another process's lease do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Following {
+    /// Look at the key again in a moment.
+    LookAgain,
+    /// One of them loads, fills nothing, and shares what it got with all who saw the same lease.
+    LoadBeside,
+}
+
+/// Decides for the reads of a process that have followed another process's lease for `waited`. The
+/// lease itself is left alone: breaking it is for its holder, and a dead holder's lease lapses.
+#[must_use]
+pub fn while_awaiting(waited: Duration, fill_wait: Duration) -> Following {
+    if waited < fill_wait {
+        Following::LookAgain
+    } else {
+        Following::LoadBeside
+    }
+}
+
+/// The next step of a read of a page after it has looked at the collection and the page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PageNext {
+    /// Return this page: a hit.
+    Hit(Bytes),
+    /// Take the collection's fill lease, then load the page under it.
+    AcquireFill,
+    /// Load under this token, the collection's stamp or a fill lease that will become it; the page
+    /// may be stored while the collection still carries the token.
+    LoadUnder(Token),
+    /// Read the store and return; fill nothing.
+    Bypass(Bypass),
+}
+
+/// Decides after collection and page were read in one atomic step; `lease_valid` as for
+/// [`after_get`].
+#[must_use]
+pub fn after_get_page(collection: KeyState, page: Option<Page>, lease_valid: bool) -> PageNext {
+    match collection {
+        _ if !lease_valid => PageNext::Bypass(Bypass::NoLease),
+        KeyState::Absent => PageNext::AcquireFill,
+        KeyState::FillLease(token) => PageNext::LoadUnder(token),
+        KeyState::Intent(_) => PageNext::Bypass(Bypass::Intent),
+        KeyState::Value(_) => match (page::stamp(&collection), page) {
+            (Some(stamp), Some(page)) if page.stamp == stamp => PageNext::Hit(page.bytes),
+            (Some(stamp), _) => PageNext::LoadUnder(stamp),
+            (None, _) => PageNext::Bypass(Bypass::CacheError),
+        },
+    }
+}
+
+/// Decides after `acquire_fill` of a collection under `token`; `lease_valid` as for [`after_get`].
+#[must_use]
+pub fn after_acquire_page(token: Token, answer: Acquire, lease_valid: bool) -> PageNext {
+    match answer {
+        Acquire::Acquired => PageNext::LoadUnder(token),
+        Acquire::Held(state) => after_get_page(state, None, lease_valid),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
 
     #[test]
     fn a_hit_needs_a_lease_that_is_valid_after_the_get() {
@@ -125,6 +196,57 @@ mod tests {
         assert_eq!(after_get(intent, true), Next::Bypass(Bypass::Intent));
         assert_eq!(after_get(KeyState::Value(None), true), Next::Hit(None));
         assert_eq!(after_acquire(Acquire::Acquired, false), Next::Load);
+    }
+
+    #[test]
+    fn a_lease_is_followed_and_after_the_wait_one_read_loads_beside_it() {
+        let ms = Duration::from_millis;
+        assert_eq!(while_awaiting(ms(249), ms(250)), Following::LookAgain);
+        assert_eq!(while_awaiting(ms(250), ms(250)), Following::LoadBeside);
+    }
+
+    #[test]
+    fn a_page_is_hit_only_under_its_stamp_and_loaded_under_what_the_collection_carries() {
+        const S: Token = Token(1);
+        let page = |stamp| {
+            Some(Page {
+                stamp,
+                bytes: Bytes::from_static(b"[]"),
+            })
+        };
+        let stamped = page::fill(KeyState::FillLease(S), S).0;
+        let hit = PageNext::Hit(Bytes::from_static(b"[]"));
+        assert_eq!(after_get_page(stamped.clone(), page(S), true), hit);
+        for (collection, page, next) in [
+            (stamped.clone(), page(Token(2)), PageNext::LoadUnder(S)),
+            (stamped.clone(), None, PageNext::LoadUnder(S)),
+            (KeyState::FillLease(S), page(S), PageNext::LoadUnder(S)),
+            (KeyState::Absent, page(S), PageNext::AcquireFill),
+            (
+                KeyState::Absent.begin(S, 9, 0),
+                page(S),
+                PageNext::Bypass(Bypass::Intent),
+            ),
+            (
+                KeyState::Value(None),
+                page(S),
+                PageNext::Bypass(Bypass::CacheError),
+            ),
+        ] {
+            assert_eq!(after_get_page(collection, page, true), next);
+        }
+        let no_lease = PageNext::Bypass(Bypass::NoLease);
+        assert_eq!(after_get_page(stamped.clone(), page(S), false), no_lease);
+        let held = Acquire::Held(stamped);
+        assert_eq!(after_acquire_page(Token(2), held.clone(), false), no_lease);
+        assert_eq!(
+            after_acquire_page(Token(2), held, true),
+            PageNext::LoadUnder(S)
+        );
+        assert_eq!(
+            after_acquire_page(S, Acquire::Acquired, false),
+            PageNext::LoadUnder(S)
+        );
     }
 
     #[test]

@@ -11,16 +11,16 @@ use bytes::Bytes;
 use serde::Serialize;
 use tracing::{Instrument, Span};
 use writethrough::{
-    CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Key, OpError, ReadOutcome,
-    Unavailable, WriteError, WriteSet, WriteThrough,
+    CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Key, OpError, ReadError,
+    ReadOutcome, Unavailable, WriteError, WriteSet, WriteThrough,
 };
 
 use crate::item::{Item, ItemFields, ItemId, NewItem, PageRequest};
 use crate::metrics::{Metrics, WriteKind};
-use crate::store::{Change, Condition, ItemStore, StoreError, WriteResult};
+use crate::store::{Change, Condition, ItemStore, StoreError, StoreFailure, WriteResult};
 use crate::wire::{ItemBody, PageBody};
 
-/// The entity's name in the cache: keys are `item:<id>@<epoch>`.
+/// The entity's name in the cache: keys are `item:<id>@<history>.<epoch>`.
 const ENTITY: &str = "item";
 /// The collection's name in the cache.
 const COLLECTION: &str = "items";
@@ -152,6 +152,17 @@ pub enum ItemsError {
     /// The cache could not be cleared.
     #[error("the cache could not be cleared: {0}")]
     Cache(CacheError),
+}
+
+impl From<ReadError<StoreError>> for ItemsError {
+    fn from(error: ReadError<StoreError>) -> Self {
+        let failure = match error {
+            ReadError::Load(error) => return Self::Store(error),
+            ReadError::Overloaded => StoreFailure::Overloaded,
+            ReadError::TimedOut | ReadError::SharedLoadFailed => StoreFailure::Unavailable,
+        };
+        Self::Store(StoreError::new(failure, error.to_string()))
+    }
 }
 
 /// Why an operation refused, in the terms of the engine: without effect.

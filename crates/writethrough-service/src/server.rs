@@ -36,6 +36,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const REMINDER: Duration = Duration::from_secs(10);
 /// The longest that one attempt to connect and migrate may take.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Loads at once for each connection to the database; they wait for one a second at most.
+const LOADS_PER_CONNECTION: usize = 64;
 /// Connections for the fence: one for the poll, one for everything else.
 const FENCE_POOL: usize = 2;
 
@@ -87,6 +89,7 @@ impl Server {
         let settings = Settings {
             consistency: config.consistency,
             ttl: config.ttl,
+            max_loads: config.database_pool_size * LOADS_PER_CONNECTION,
             ..Settings::default()
         };
         settings.validate()?;

@@ -15,6 +15,24 @@ pub enum Unavailable {
     ShuttingDown,
 }
 
+/// How a read failed. Trying again later is always safe.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError<E> {
+    /// The load failed: the caller's own error.
+    #[error("the load failed: {0}")]
+    Load(E),
+    /// As many loads as are allowed are under way in this process ([`crate::Settings::max_loads`]).
+    #[error("too many loads are under way")]
+    Overloaded,
+    /// The load, or the loads of others that this read waited for, took longer than
+    /// [`crate::Settings::load_timeout`].
+    #[error("the load took too long")]
+    TimedOut,
+    /// The loads of others that this read waited for failed, twice; they have reported why.
+    #[error("the shared loads failed")]
+    SharedLoadFailed,
+}
+
 /// How a write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError<E> {

@@ -1,8 +1,14 @@
 //! Names: what a value, a collection and a page are called in the cache.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
-use writethrough_protocol::Epoch;
+use writethrough_protocol::EpochRow;
+
+/// What every key of an epoch ends in: `@<history>.<epoch>`. Another database, and another history
+/// of this one, never has the same.
+pub(crate) fn suffix(row: &EpochRow) -> String {
+    format!("@{}.{}", row.history, row.number)
+}
 
 /// Names one cached value: an entity and an id, as in `item:550e8400-...`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,13 +27,10 @@ impl Key {
         &self.0
     }
 
-    /// The cache key inside an epoch: `item:<id>@<epoch>`.
-    pub(crate) fn in_epoch(&self, epoch: Epoch) -> String {
-        // With room for any epoch: this is on the path of every hit.
-        let mut key = String::with_capacity(self.0.len() + 1 + 20);
-        // Writing to a string cannot fail.
-        let _ = write!(key, "{}@{epoch}", self.0);
-        key
+    /// The cache key inside an epoch: `item:<id>@<history>.<epoch>`.
+    pub(crate) fn in_epoch(&self, suffix: &str) -> String {
+        // One allocation: this is on the path of every hit.
+        [self.0.as_str(), suffix].concat()
     }
 }
 
@@ -54,14 +57,20 @@ impl Collection {
         &self.0
     }
 
-    /// The key of the stamp: `{items}@<epoch>`. The braces put it and its pages into one hash slot.
-    pub(crate) fn in_epoch(&self, epoch: Epoch) -> String {
-        format!("{{{}}}@{epoch}", self.0)
+    /// The key of the stamp: `{items}@<history>.<epoch>`. The braces put it and its pages into one
+    /// hash slot.
+    pub(crate) fn in_epoch(&self, suffix: &str) -> String {
+        format!("{{{}}}{suffix}", self.0)
     }
 
-    /// The key of one page: `{items}@<epoch>:<query>`.
-    pub(crate) fn page_in_epoch(&self, epoch: Epoch, query: &str) -> String {
-        format!("{{{}}}@{epoch}:{query}", self.0)
+    /// The key of one page: `{items}@<history>.<epoch>:<query>`.
+    pub(crate) fn page_in_epoch(&self, suffix: &str, query: &str) -> String {
+        format!("{{{}}}{suffix}:{query}", self.0)
+    }
+
+    /// The name of one page in any epoch.
+    pub(crate) fn page(&self, query: &str) -> String {
+        format!("{{{}}}:{query}", self.0)
     }
 }
 

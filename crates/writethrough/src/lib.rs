@@ -85,18 +85,18 @@ pub mod cache;
 pub mod fence;
 
 pub use cache::{Cache, MemoryCache, RedisCache, RedisSettings};
-pub use error::{CacheError, FenceError, Fenced, OpError, Unavailable, WriteError};
+pub use error::{CacheError, FenceError, Fenced, OpError, ReadError, Unavailable, WriteError};
 pub use fence::postgres;
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};
 pub use settings::{Consistency, InvalidSettings, Settings};
-pub use stats::{Stats, Status};
+pub use stats::{SlowLoads, Stats, Status};
 pub use value::{CacheValue, DecodeError, Json};
 pub use write::{Commit, Written};
 pub use write_through::WriteThrough;
 pub use writethrough_protocol::read::Bypass;
-pub use writethrough_protocol::{Epoch, Mode, Timing};
+pub use writethrough_protocol::{Astray, Epoch, Mode, Timing};
 
 /// The example of the README is compiled and run.
 #[cfg(doctest)]

@@ -3,21 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::Instrument;
-use writethrough_protocol::page;
-use writethrough_protocol::read::{Bypass, Next, after_acquire, after_get};
+use writethrough_protocol::read::{
+    Bypass, Following, Next, PageNext, after_acquire, after_acquire_page, after_get,
+    after_get_page, while_awaiting,
+};
 use writethrough_protocol::{Epoch, KeyState, Payload, ReadPermit, Token};
 
 use crate::cache::Session;
 use crate::clock;
+use crate::error::ReadError;
 use crate::key::{Collection, Key};
-use crate::loads::Leader;
+use crate::loads::{Follower, Leader, Role, Shared, Turn};
 use crate::settings::Consistency;
 use crate::span::cache_span;
 use crate::value::CacheValue;
 use crate::write_through::{Engine, WriteThrough, new_token};
+
+/// Longest pause between two looks at another process's lease.
+const MAX_PAUSE: Duration = Duration::from_millis(32);
+/// How many failed loads of others a read waits for.
+const MAX_FAILED: u8 = 2;
 
 /// Where a read's answer came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,9 +35,10 @@ pub enum ReadOutcome {
     Filled,
     /// The store; the fill was refused or failed.
     Unfilled,
-    /// The load of another read in this process.
+    /// The load of another read in this process, under a lease or a stamp that this read saw.
     Coalesced,
-    /// The store; the cache was not used, or not to the end.
+    /// The store; the cache was not used, or not to the end. The load may have been another read's
+    /// that began after this read.
     Bypassed(Bypass),
 }
 
@@ -64,8 +72,57 @@ enum Looked {
     Found(Payload, ReadOutcome),
     /// Load, and fill under this.
     Load(Fill),
-    /// Load; fill nothing.
+    /// Load for all reads of this process that saw the same lease; fill nothing.
+    LoadBeside(Leader),
+    /// Load past the cache, or share such a load.
     Bypass(Bypass),
+    /// Load, and share nothing: not the strict mode.
+    Alone(Bypass),
+    /// Do not load: the waits of this read are over.
+    GiveUp(GiveUp),
+}
+
+/// Why a read stops waiting for the loads of others.
+enum GiveUp {
+    TimedOut,
+    Failed,
+}
+
+impl<E> From<GiveUp> for ReadError<E> {
+    fn from(reason: GiveUp) -> Self {
+        match reason {
+            GiveUp::TimedOut => Self::TimedOut,
+            GiveUp::Failed => Self::SharedLoadFailed,
+        }
+    }
+}
+
+/// What a read still spends on waiting for the loads of others.
+struct Patience {
+    until: Instant,
+    failed: u8,
+}
+
+impl Patience {
+    fn new(engine: &Engine) -> Self {
+        Self {
+            until: Instant::now() + engine.settings.load_timeout,
+            failed: 0,
+        }
+    }
+
+    /// Waits for a load of this process. `None`: it came to nothing, look again.
+    async fn follow(&mut self, engine: &Engine, load: Follower) -> Option<Result<Payload, GiveUp>> {
+        match engine.loads.outcome(load, self.until).await {
+            Shared::Loaded(payload) => Some(Ok(payload)),
+            Shared::Dropped => None,
+            Shared::TimedOut => Some(Err(GiveUp::TimedOut)),
+            Shared::Failed => {
+                self.failed += 1;
+                (self.failed >= MAX_FAILED).then_some(Err(GiveUp::Failed))
+            }
+        }
+    }
 }
 
 /// The right to fill, and the duty to let go of it.
@@ -95,14 +152,7 @@ enum Target {
 
 impl Drop for Fill {
     fn drop(&mut self) {
-        let (
-            Some(token),
-            Target::Value { key, .. }
-            | Target::Page {
-                collection: key, ..
-            },
-        ) = (self.lease.take(), &self.target)
-        else {
+        let (Some(token), Target::Value { key, .. }) = (self.lease.take(), &self.target) else {
             return;
         };
         let (session, key) = (self.session.clone(), key.clone());
@@ -113,10 +163,38 @@ impl Drop for Fill {
 }
 
 impl Fill {
+    /// Keeps the lease alive for as long as this is polled, so that a load of any length may fill.
+    /// Ends when there is nothing to keep alive: the lease is lost, or has become a stamp.
+    async fn keep_alive(&self, engine: &Engine) {
+        let (Target::Value { key, token }
+        | Target::Page {
+            collection: key,
+            token,
+            ..
+        }) = &self.target
+        else {
+            return;
+        };
+        loop {
+            tokio::time::sleep(engine.settings.fill_lease / 3).await;
+            let span = cache_span!("redis_lease", "EVALSHA", self.session, key, self.epoch);
+            let renewal = self
+                .session
+                .renew_fill(key, *token, engine.settings.fill_lease)
+                .instrument(span)
+                .await;
+            match renewal {
+                Ok(true) => engine.counters.renewed_leases.add(1),
+                Ok(false) => return,
+                Err(error) => engine.cache_failed("renewing a fill lease", &error),
+            }
+        }
+    }
+
     /// Stores what was loaded. Returns whether the cache took it.
     async fn store(mut self, engine: &Engine, payload: Payload) -> bool {
         if let Some(leader) = &self.leader {
-            leader.publish(payload.clone());
+            leader.loaded(payload.clone());
         }
         let ttl = engine.value_ttl(&payload);
         let (session, epoch) = (&self.session, self.epoch);
@@ -167,11 +245,14 @@ impl Fill {
 
 impl WriteThrough {
     /// Reads one value: from the cache when it may be believed, else by `load`, which must read
-    /// the store's primary and is called at most once.
+    /// the store's primary and is called at most once. Of the reads of one key in this process that
+    /// find nothing one loads and the others share what it got; for how long a load may take, see
+    /// [`crate::Settings::load_timeout`].
     ///
     /// # Errors
     ///
-    /// Only those of `load`. A cache that is down, slow or wrong is never an error.
+    /// [`ReadError::Load`] is the error of `load`. The others say that the store is too slow or asked
+    /// too much. A cache that is down, slow or wrong is never an error.
     ///
     /// # Cancellation
     ///
@@ -181,7 +262,7 @@ impl WriteThrough {
     /// # Consistency
     ///
     /// Linearizable in strict mode, as [`crate`] describes.
-    pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, E>
+    pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, ReadError<E>>
     where
         V: CacheValue,
         L: FnOnce() -> F + Send,
@@ -189,7 +270,9 @@ impl WriteThrough {
     {
         let mut watch = Stopwatch::default();
         let looked = self.engine.look_for_value(key, &mut watch).await;
-        self.engine.finish(looked, watch, load).await
+        self.engine
+            .finish(looked, watch, || key.as_str().into(), load)
+            .await
     }
 
     /// Reads one page of a collection; `query` names the page among the collection's pages. As
@@ -197,7 +280,7 @@ impl WriteThrough {
     ///
     /// # Errors
     ///
-    /// Only those of `load`.
+    /// As for [`WriteThrough::read`].
     ///
     /// # Cancellation
     ///
@@ -207,7 +290,7 @@ impl WriteThrough {
         collection: &Collection,
         query: &str,
         load: L,
-    ) -> Result<Read<V>, E>
+    ) -> Result<Read<V>, ReadError<E>>
     where
         V: CacheValue,
         L: FnOnce() -> F + Send,
@@ -218,20 +301,23 @@ impl WriteThrough {
             .engine
             .look_for_page(collection, query, &mut watch)
             .await;
+        let load = || async { load().await.map(Some) };
         self.engine
-            .finish(looked, watch, || async { load().await.map(Some) })
+            .finish(looked, watch, || collection.page(query), load)
             .await
     }
 }
 
 impl Engine {
-    /// Loads if the cache had no answer, fills if it may, counts.
+    /// Loads if the cache had no answer, fills if it may, counts. `name` tells loads past the cache
+    /// apart.
     async fn finish<V, E, L, F>(
         &self,
         looked: Looked,
         mut watch: Stopwatch,
+        name: impl Fn() -> String,
         load: L,
-    ) -> Result<Read<V>, E>
+    ) -> Result<Read<V>, ReadError<E>>
     where
         V: CacheValue,
         L: FnOnce() -> F,
@@ -243,18 +329,50 @@ impl Engine {
                 Err(error) => {
                     self.counters.decode_errors.add(1);
                     tracing::debug!("{error}");
-                    (load().await?, ReadOutcome::Bypassed(Bypass::CacheError))
+                    let value = self.load(load).await?;
+                    (value, ReadOutcome::Bypassed(Bypass::CacheError))
                 }
             },
-            Looked::Bypass(reason) => (load().await?, ReadOutcome::Bypassed(reason)),
+            Looked::Alone(reason) => (self.load(load).await?, ReadOutcome::Bypassed(reason)),
+            Looked::Bypass(reason) => (
+                self.load_in_bypass(&name(), load).await?,
+                ReadOutcome::Bypassed(reason),
+            ),
+            Looked::LoadBeside(leader) => {
+                let loaded = self.load(load).await;
+                match &loaded {
+                    Ok(value) => leader.loaded(value.as_ref().map(V::encode)),
+                    Err(_) => leader.failed(),
+                }
+                (loaded?, ReadOutcome::Bypassed(Bypass::SlowFill))
+            }
             Looked::Load(fill) => {
-                let value = load().await?;
+                let loaded = {
+                    let load = std::pin::pin!(self.load(load));
+                    let alive = async {
+                        fill.keep_alive(self).await;
+                        std::future::pending().await
+                    };
+                    tokio::select! {
+                        biased;
+                        loaded = load => loaded,
+                        never = alive => never,
+                    }
+                };
+                if let (Err(_), Some(leader)) = (&loaded, &fill.leader) {
+                    leader.failed();
+                }
+                let value = loaded?;
                 let payload = value.as_ref().map(V::encode);
                 if watch.time(fill.store(self, payload)).await {
                     (value, ReadOutcome::Filled)
                 } else {
                     (value, ReadOutcome::Unfilled)
                 }
+            }
+            Looked::GiveUp(reason) => {
+                self.counters.refused_reads.add(1);
+                return Err(reason.into());
             }
         };
         match outcome {
@@ -270,54 +388,127 @@ impl Engine {
         })
     }
 
-    /// The epoch and the session that a read may use now.
-    fn permit(&self) -> Result<(Epoch, Arc<dyn Session>), Bypass> {
-        let view = self.view();
-        match view.node.read_permit(clock::now()) {
-            ReadPermit::Bypass(reason) => Err(reason),
-            ReadPermit::Cached(epoch) => view
-                .session
-                .clone()
-                .map(|session| (epoch, session))
-                .ok_or(Bypass::NotConnected),
+    /// Calls `load`, if as many loads as are allowed are not yet under way, within its bound.
+    async fn load<T, E, F>(&self, load: impl FnOnce() -> F) -> Result<T, ReadError<E>>
+    where
+        F: Future<Output = Result<T, E>>,
+    {
+        let Some(_permit) = self.loads.permit() else {
+            self.counters.refused_reads.add(1);
+            return Err(ReadError::Overloaded);
+        };
+        self.counters.loads.add(1);
+        let started = Instant::now();
+        let loaded = timeout(self.settings.load_timeout, load()).await;
+        if self.loads.took(started.elapsed(), self.settings.fill_wait) {
+            self.counters.slow_loads.add(1);
+        }
+        match loaded {
+            Ok(loaded) => loaded.map_err(ReadError::Load),
+            Err(_) => {
+                self.counters.refused_reads.add(1);
+                Err(ReadError::TimedOut)
+            }
         }
     }
 
-    async fn look_for_value(self: &Arc<Self>, key: &Key, watch: &mut Stopwatch) -> Looked {
+    /// Loads past the cache, or shares such a load that begins after this read did.
+    async fn load_in_bypass<V, E, L, F>(
+        &self,
+        name: &str,
+        load: L,
+    ) -> Result<Option<V>, ReadError<E>>
+    where
+        V: CacheValue,
+        L: FnOnce() -> F,
+        F: Future<Output = Result<Option<V>, E>>,
+    {
+        let mut patience = Patience::new(self);
+        let gave_up = loop {
+            match self.loads.join(name) {
+                Turn::Lead(forming) => {
+                    let Some(running) = forming.begin(patience.until).await else {
+                        break GiveUp::TimedOut;
+                    };
+                    let loaded = self.load(load).await;
+                    match &loaded {
+                        Ok(value) => running.loaded(|| value.as_ref().map(V::encode)),
+                        Err(_) => running.failed(),
+                    }
+                    return loaded;
+                }
+                Turn::Follow(load_of_another) => {
+                    match patience.follow(self, load_of_another).await {
+                        None => {}
+                        Some(Err(reason)) => break reason,
+                        Some(Ok(payload)) => match payload.map(V::decode).transpose() {
+                            Ok(value) => {
+                                self.counters.shared_bypasses.add(1);
+                                return Ok(value);
+                            }
+                            Err(error) => {
+                                self.counters.decode_errors.add(1);
+                                tracing::debug!("{error}");
+                                return self.load(load).await;
+                            }
+                        },
+                    }
+                }
+            }
+        };
+        self.counters.refused_reads.add(1);
+        Err(gave_up.into())
+    }
+
+    /// What a read may use of the cache now.
+    fn permit(&self) -> Result<Permit, Bypass> {
+        let view = self.view();
+        match (view.node.read_permit(clock::now()), &view.session) {
+            (ReadPermit::Bypass(reason), _) => Err(reason),
+            (ReadPermit::Cached(_), None) => Err(Bypass::NotConnected),
+            (ReadPermit::Cached(epoch), Some(session)) => Ok(Permit {
+                epoch,
+                suffix: view.suffix.clone(),
+                session: session.clone(),
+            }),
+        }
+    }
+
+    async fn look_for_value(&self, key: &Key, watch: &mut Stopwatch) -> Looked {
         match self.settings.consistency {
-            Consistency::Off => Looked::Bypass(Bypass::Epoch),
+            Consistency::Off => Looked::Alone(Bypass::Epoch),
             Consistency::Textbook => self.look_by_the_textbook(key, watch).await,
             Consistency::Strict => match self.permit() {
                 Err(reason) => Looked::Bypass(reason),
-                Ok((epoch, session)) => {
+                Ok(permit) => {
+                    let key = key.in_epoch(&permit.suffix);
                     watch
-                        .time(self.look_in_epoch(key.in_epoch(epoch), epoch, session))
+                        .time(self.look_in_epoch(key, permit.epoch, permit.session))
                         .await
                 }
             },
         }
     }
 
-    async fn look_in_epoch(
-        self: &Arc<Self>,
-        key: String,
-        epoch: Epoch,
-        session: Arc<dyn Session>,
-    ) -> Looked {
-        let give_up = Instant::now() + self.settings.fill_wait;
-        let mut pause = Duration::from_millis(1);
+    /// Looks at the key once and says what the read does next.
+    async fn look(&self, key: &str, epoch: Epoch, session: &Arc<dyn Session>) -> Next {
+        let span = cache_span!("redis_get", "GET", session, key, Some(epoch));
+        match session.get(key).instrument(span.clone()).await {
+            Ok(state) => {
+                span.record("cache.hit", matches!(state, KeyState::Value(_)));
+                after_get(state, self.holds_lease(epoch))
+            }
+            Err(error) => {
+                self.cache_failed("a get", &error);
+                Next::Bypass(Bypass::CacheError)
+            }
+        }
+    }
+
+    async fn look_in_epoch(&self, key: String, epoch: Epoch, session: Arc<dyn Session>) -> Looked {
+        let mut next = self.look(&key, epoch, &session).await;
+        let mut patience = None;
         loop {
-            let span = cache_span!("redis_get", "GET", session, key, Some(epoch));
-            let state = match session.get(&key).instrument(span.clone()).await {
-                Ok(state) => state,
-                Err(error) => {
-                    self.cache_failed("a get", &error);
-                    return Looked::Bypass(Bypass::CacheError);
-                }
-            };
-            span.record("cache.hit", matches!(state, KeyState::Value(_)));
-            drop(span);
-            let mut next = after_get(state, self.holds_lease(epoch));
             if next == Next::AcquireFill {
                 let token = new_token();
                 // Before the lease can be seen, so that whoever sees it finds the load.
@@ -355,35 +546,66 @@ impl Engine {
                 Next::Hit(payload) => return Looked::Found(payload, ReadOutcome::Hit),
                 Next::Bypass(reason) => return Looked::Bypass(reason),
                 Next::Await(token) => {
-                    if let Some(load) = self.loads.follow(token, None) {
-                        if let Some(payload) = self.loads.outcome(load, give_up).await {
-                            return Looked::Found(payload, ReadOutcome::Coalesced);
-                        }
-                    } else {
-                        tokio::time::sleep(pause).await;
-                        pause *= 2;
+                    let patience = patience.get_or_insert_with(|| Patience::new(self));
+                    if Instant::now() >= patience.until {
+                        return Looked::GiveUp(GiveUp::TimedOut);
                     }
-                    if Instant::now() >= give_up {
-                        let span = cache_span!("redis_del", "EVALSHA", session, key, Some(epoch));
-                        if let Err(error) = session.break_fill(&key, token).instrument(span).await {
-                            self.cache_failed("breaking a slow fill", &error);
+                    next = match self.loads.lead_or_follow(token, None) {
+                        Role::Follow(load) => match patience.follow(self, load).await {
+                            Some(Ok(payload)) => {
+                                return Looked::Found(payload, ReadOutcome::Coalesced);
+                            }
+                            Some(Err(reason)) => return Looked::GiveUp(reason),
+                            None => self.look(&key, epoch, &session).await,
+                        },
+                        Role::Lead(leader) => {
+                            match self.await_lease(&key, token, epoch, &session).await {
+                                None => return Looked::LoadBeside(leader),
+                                Some(Next::Hit(payload)) => {
+                                    leader.loaded(payload.clone());
+                                    Next::Hit(payload)
+                                }
+                                Some(next) => next,
+                            }
                         }
-                        return Looked::Bypass(Bypass::SlowFill);
-                    }
+                    };
                 }
-                // Gone between two looks, or never: look again.
+                // It was there and is gone again: look once more.
                 Next::AcquireFill | Next::Load => {
-                    if Instant::now() >= give_up {
-                        return Looked::Bypass(Bypass::SlowFill);
-                    }
+                    next = self.look(&key, epoch, &session).await;
                 }
+            }
+        }
+    }
+
+    /// Watches another process's lease, for all reads of this process that saw it, until it is no
+    /// longer there. `None`: it is still there, and one of them should load beside it.
+    async fn await_lease(
+        &self,
+        key: &str,
+        token: Token,
+        epoch: Epoch,
+        session: &Arc<dyn Session>,
+    ) -> Option<Next> {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+            let next = self.look(key, epoch, session).await;
+            if next != Next::Await(token) {
+                return Some(next);
+            }
+            match while_awaiting(started.elapsed(), self.settings.fill_wait) {
+                Following::LookAgain => {}
+                Following::LoadBeside => return None,
             }
         }
     }
 
     async fn look_by_the_textbook(&self, key: &Key, watch: &mut Stopwatch) -> Looked {
         let Some(session) = self.view().session.clone() else {
-            return Looked::Bypass(Bypass::NotConnected);
+            return Looked::Alone(Bypass::NotConnected);
         };
         let key = key.as_str().to_owned();
         let span = cache_span!("redis_get", "GET", session, key, None);
@@ -404,124 +626,116 @@ impl Engine {
             }
             Err(error) => {
                 self.cache_failed("a get", &error);
-                Looked::Bypass(Bypass::CacheError)
+                Looked::Alone(Bypass::CacheError)
             }
         }
     }
 
     async fn look_for_page(
-        self: &Arc<Self>,
+        &self,
         collection: &Collection,
         query: &str,
         watch: &mut Stopwatch,
     ) -> Looked {
         if self.settings.consistency != Consistency::Strict {
-            return Looked::Bypass(Bypass::Epoch);
+            return Looked::Alone(Bypass::Epoch);
         }
         match self.permit() {
             Err(reason) => Looked::Bypass(reason),
-            Ok((epoch, session)) => {
-                let names = (
-                    collection.in_epoch(epoch),
-                    collection.page_in_epoch(epoch, query),
-                );
+            Ok(permit) => {
+                let names = PageName {
+                    collection: collection.in_epoch(&permit.suffix),
+                    page: collection.page_in_epoch(&permit.suffix, query),
+                };
                 watch
-                    .time(self.look_in_collection(names, query, epoch, session))
+                    .time(self.look_in_collection(names, query, permit.epoch, permit.session))
                     .await
             }
         }
     }
 
     async fn look_in_collection(
-        self: &Arc<Self>,
-        (collection, page): (String, String),
+        &self,
+        PageName { collection, page }: PageName,
         query: &str,
         epoch: Epoch,
         session: Arc<dyn Session>,
     ) -> Looked {
-        let span = cache_span!("redis_get", "MGET", session, page, Some(epoch));
-        let (state, stored) = match session
-            .get_page(&collection, &page)
-            .instrument(span.clone())
-            .await
-        {
-            Ok(found) => found,
-            Err(error) => {
-                self.cache_failed("a get of a page", &error);
-                return Looked::Bypass(Bypass::CacheError);
-            }
-        };
-        let current = stored.filter(|stored| page::is_current(stored, &state));
-        span.record("cache.hit", current.is_some());
-        drop(span);
-        // A stamp, or the lease that becomes one, allows a fill for as long as it stays.
-        let mut next = match (after_get(state, self.holds_lease(epoch)), current) {
-            (Next::Hit(_), Some(page)) => {
-                return Looked::Found(Some(page.bytes), ReadOutcome::Hit);
-            }
-            (Next::Hit(Some(stamp)), None) => stamp_of(&stamp),
-            (next, _) => next,
-        };
-        let mut acquired = None;
-        if next == Next::AcquireFill {
-            let token = new_token();
-            let span = cache_span!("redis_lease", "SET", session, collection, Some(epoch));
-            let lease = self.settings.fill_lease;
-            match session
-                .acquire_fill(&collection, token, lease)
-                .instrument(span)
-                .await
-            {
-                Ok(answer) => {
-                    next = match after_acquire(answer, self.holds_lease(epoch)) {
-                        Next::Load => {
-                            acquired = Some(token);
-                            Next::Await(token)
-                        }
-                        Next::Hit(Some(stamp)) => stamp_of(&stamp),
-                        next => next,
-                    };
-                }
+        let mut patience = None;
+        loop {
+            let span = cache_span!("redis_get", "MGET", session, page, Some(epoch));
+            let found = session.get_page(&collection, &page);
+            let mut next = match found.instrument(span.clone()).await {
+                Ok((state, stored)) => after_get_page(state, stored, self.holds_lease(epoch)),
                 Err(error) => {
-                    self.cache_failed("taking a fill lease", &error);
+                    self.cache_failed("a get of a page", &error);
                     return Looked::Bypass(Bypass::CacheError);
                 }
+            };
+            span.record("cache.hit", matches!(next, PageNext::Hit(_)));
+            drop(span);
+            if next == PageNext::AcquireFill {
+                let token = new_token();
+                let span = cache_span!("redis_lease", "SET", session, collection, Some(epoch));
+                let lease = self.settings.fill_lease;
+                match session
+                    .acquire_fill(&collection, token, lease)
+                    .instrument(span)
+                    .await
+                {
+                    Ok(answer) => {
+                        next = after_acquire_page(token, answer, self.holds_lease(epoch));
+                    }
+                    Err(error) => {
+                        self.cache_failed("taking a fill lease", &error);
+                        return Looked::Bypass(Bypass::CacheError);
+                    }
+                }
+            }
+            let token = match next {
+                PageNext::Hit(bytes) => return Looked::Found(Some(bytes), ReadOutcome::Hit),
+                PageNext::Bypass(reason) => return Looked::Bypass(reason),
+                PageNext::LoadUnder(token) => token,
+                // It was there and is gone again: look once more.
+                PageNext::AcquireFill => continue,
+            };
+            let load = match self.loads.lead_or_follow(token, Some(query)) {
+                Role::Follow(load) => load,
+                // Pages of one collection are loaded under one lease, which is nobody's alone: it
+                // is not broken, it becomes the stamp with the first fill, or lapses.
+                Role::Lead(leader) => {
+                    return Looked::Load(Fill {
+                        leader: Some(leader),
+                        session,
+                        epoch: Some(epoch),
+                        target: Target::Page {
+                            collection,
+                            page,
+                            token,
+                        },
+                        lease: None,
+                    });
+                }
+            };
+            let patience = patience.get_or_insert_with(|| Patience::new(self));
+            match patience.follow(self, load).await {
+                Some(Ok(payload)) => return Looked::Found(payload, ReadOutcome::Coalesced),
+                Some(Err(reason)) => return Looked::GiveUp(reason),
+                None => {}
             }
         }
-        let token = match next {
-            Next::Await(token) => token,
-            Next::Bypass(reason) => return Looked::Bypass(reason),
-            Next::Hit(_) | Next::AcquireFill | Next::Load => {
-                return Looked::Bypass(Bypass::SlowFill);
-            }
-        };
-        if acquired.is_none()
-            && let Some(load) = self.loads.follow(token, Some(query))
-        {
-            let give_up = Instant::now() + self.settings.fill_wait;
-            if let Some(payload) = self.loads.outcome(load, give_up).await {
-                return Looked::Found(payload, ReadOutcome::Coalesced);
-            }
-            return Looked::Bypass(Bypass::SlowFill);
-        }
-        Looked::Load(Fill {
-            leader: Some(self.loads.lead(token, Some(query))),
-            session,
-            epoch: Some(epoch),
-            target: Target::Page {
-                collection,
-                page,
-                token,
-            },
-            lease: acquired,
-        })
     }
 }
 
-/// A collection's stamp as the token to load and fill a page under.
-fn stamp_of(stamp: &Bytes) -> Next {
-    match Token::decode(stamp) {
-        Ok(token) => Next::Await(token),
-        Err(_) => Next::Bypass(Bypass::CacheError),
-    }
+/// What a read may use of the cache: the session belongs to the epoch, and its keys end in `suffix`.
+struct Permit {
+    epoch: Epoch,
+    suffix: Arc<str>,
+    session: Arc<dyn Session>,
+}
+
+/// The keys of one page in an epoch.
+struct PageName {
+    collection: String,
+    page: String,
 }

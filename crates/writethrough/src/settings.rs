@@ -45,10 +45,18 @@ pub struct Settings {
     pub poll_timeout: Duration,
     /// Lease, settle and hold-off of the protocol.
     pub timing: Timing,
-    /// How long a fill lease lasts when its holder dies, 3 s by default.
+    /// How long a fill lease lasts when its holder dies, 3 s by default. While its load runs the
+    /// holder renews it.
     pub fill_lease: Duration,
-    /// How long a read waits for another reader's load before it breaks the lease, 250 ms by default.
+    /// How long a process waits for the load of another process before one of its own reads loads
+    /// beside it, for all of them, 250 ms by default. A load that takes longer counts as slow.
     pub fill_wait: Duration,
+    /// The bound of one load, and of all waits of one read for loads of others, 6 s by default: the
+    /// time for a connection and the database's `statement_timeout`.
+    pub load_timeout: Duration,
+    /// How many loads may be under way at once in this process, 1024 by default; a read that needs
+    /// one more is refused at once ([`crate::ReadError::Overloaded`]).
+    pub max_loads: usize,
     /// How long a write's intent lasts when its writer dies, 15 s by default.
     pub intent: Duration,
     /// The bound of the database write, 5 s by default; the database must enforce the same bound
@@ -73,6 +81,8 @@ impl Default for Settings {
             timing: Timing::default(),
             fill_lease: ms(3000),
             fill_wait: ms(250),
+            load_timeout: ms(6000),
+            max_loads: 1024,
             intent: ms(15_000),
             write_timeout: ms(5000),
             write_deadline: ms(10_000),
@@ -98,7 +108,7 @@ impl Settings {
     ///
     /// [`InvalidSettings`] names the first field that is out of bounds.
     pub fn validate(&self) -> Result<(), InvalidSettings> {
-        let rules: [(bool, &'static str, &'static str); 8] = [
+        let rules: [(bool, &'static str, &'static str); 10] = [
             (
                 self.ttl >= Duration::from_millis(100),
                 "ttl",
@@ -139,6 +149,12 @@ impl Settings {
                 "fill_lease",
                 "it must not be below `fill_wait`",
             ),
+            (
+                self.load_timeout > self.fill_wait,
+                "load_timeout",
+                "it must be longer than `fill_wait`",
+            ),
+            (self.max_loads > 0, "max_loads", "it must be at least 1"),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, field, remedy)) => Err(InvalidSettings { field, remedy }),

@@ -3,8 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use writethrough_protocol::Astray;
 use writethrough_protocol::read::Bypass;
 
+use crate::loads::Loads;
 use crate::settings::Consistency;
 
 /// A counter; relaxed, because nothing is decided by it.
@@ -27,6 +29,11 @@ pub(crate) struct Counters {
     pub(crate) misses: Counter,
     pub(crate) coalesced: Counter,
     pub(crate) bypasses: [Counter; Bypass::ALL.len()],
+    pub(crate) shared_bypasses: Counter,
+    pub(crate) loads: Counter,
+    pub(crate) slow_loads: Counter,
+    pub(crate) refused_reads: Counter,
+    pub(crate) renewed_leases: Counter,
     pub(crate) refused_fills: Counter,
     pub(crate) intents: Counter,
     pub(crate) epoch_changes: Counter,
@@ -38,13 +45,19 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn snapshot(&self, waiting: u64) -> Stats {
+    pub(crate) fn snapshot(&self, loads: &Loads) -> Stats {
         Stats {
             hits: self.hits.get(),
             misses: self.misses.get(),
             coalesced: self.coalesced.get(),
-            waiting,
+            waiting: loads.waiting(),
             bypasses: Bypass::ALL.map(|reason| (reason, self.bypasses[reason.index()].get())),
+            shared_bypasses: self.shared_bypasses.get(),
+            loads: self.loads.get(),
+            loads_under_way: loads.under_way(),
+            slow_loads: self.slow_loads.get(),
+            refused_reads: self.refused_reads.get(),
+            renewed_leases: self.renewed_leases.get(),
             refused_fills: self.refused_fills.get(),
             intents: self.intents.get(),
             epoch_changes: self.epoch_changes.get(),
@@ -70,6 +83,18 @@ pub struct Stats {
     pub waiting: u64,
     /// Reads that went to the store without the cache, by reason.
     pub bypasses: [(Bypass, u64); Bypass::ALL.len()],
+    /// Of these, reads that shared a load which began after them.
+    pub shared_bypasses: u64,
+    /// Loads from the store that were begun.
+    pub loads: u64,
+    /// Loads from the store that are under way now.
+    pub loads_under_way: u64,
+    /// Loads that took longer than [`crate::Settings::fill_wait`].
+    pub slow_loads: u64,
+    /// Reads that ended without an answer: too many loads were under way, or one took too long.
+    pub refused_reads: u64,
+    /// Fill leases that were renewed while their load ran.
+    pub renewed_leases: u64,
     /// Fills that came too late, because a write or a clearing came between.
     pub refused_fills: u64,
     /// Keys announced by writes.
@@ -105,6 +130,8 @@ pub struct Status {
     pub mode: &'static str,
     /// The newest epoch seen; none before the first poll, and in textbook and off mode.
     pub epoch: Option<u64>,
+    /// The id of the database's history, which every cache key carries as `@<history>.<epoch>`.
+    pub history: Option<String>,
     /// The id of the cache server that this node is connected to.
     pub server: Option<String>,
     /// Whether there is a verified cache connection.
@@ -113,4 +140,17 @@ pub struct Status {
     pub fence_ok: bool,
     /// How long ago the poll began that gave the current read lease; none without a valid one.
     pub lease_age: Option<Duration>,
+    /// Why the epoch row that was read last is not believed; none when it is.
+    pub astray: Option<Astray>,
+    /// The last load that took longer than [`crate::Settings::fill_wait`], if it was lately.
+    pub slow_loads: Option<SlowLoads>,
+}
+
+/// Loads from the store are slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowLoads {
+    /// How long the last slow load took.
+    pub took: Duration,
+    /// How long ago it ended.
+    pub ago: Duration,
 }

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, timeout};
-use writethrough_protocol::{Epoch, Mode, Node, Proposal, ReadPermit, Sighting};
+use writethrough_protocol::{Astray, Epoch, Mode, Node, Proposal, ReadPermit, Sighting};
 
 use crate::clock;
 use crate::error::FenceError;
+use crate::key::suffix;
 use crate::settings::Consistency;
 use crate::write_through::Engine;
 
@@ -90,7 +91,7 @@ async fn poll_epochs(engine: Arc<Engine>) {
         match poll(&engine).await {
             Ok(sighting) => {
                 if told.take().is_some() {
-                    tracing::info!("the epoch row can be read again");
+                    tracing::info!("the epoch row can be used again");
                 }
                 engine.fence_ok.store(true, Ordering::Relaxed);
                 act(&engine, &sighting, lost_at).await;
@@ -98,7 +99,7 @@ async fn poll_epochs(engine: Arc<Engine>) {
             Err(error) => {
                 engine.fence_ok.store(false, Ordering::Relaxed);
                 if told.as_ref() != Some(&error) {
-                    tracing::warn!("the epoch row cannot be read: {error}");
+                    tracing::warn!("the epoch row cannot be used: {error}");
                     told = Some(error);
                 }
             }
@@ -124,7 +125,27 @@ async fn bounded<T>(
 }
 
 fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protocol::Monotonic>) {
-    let changed = engine.change(|view| view.node.saw(sighting.row.clone(), started, clock::now()));
+    let (changed, before, astray) = engine.change(|view| {
+        let before = view.node.astray();
+        let changed = view.node.saw(sighting, started, clock::now());
+        if changed && let Some(row) = view.node.row() {
+            view.suffix = suffix(row).into();
+        }
+        (changed, before, view.node.astray())
+    });
+    if astray != before {
+        match astray {
+            Some(Astray::OtherHistory) => tracing::warn!(
+                "the database has another history than its epoch row (a standby was promoted, or a \
+                 backup restored): nothing cached is believed until a new epoch begins"
+            ),
+            Some(Astray::WentBack { seen, found }) => tracing::warn!(
+                "the epoch went back from {seen} to {found}: the database has lost a part of its \
+                 history; nothing cached is believed until a new epoch begins"
+            ),
+            None => tracing::info!("the database and its epoch row agree again"),
+        }
+    }
     if changed {
         engine.counters.epoch_changes.add(1);
         let mode = match &sighting.row.mode {
@@ -132,7 +153,12 @@ fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protoc
             Mode::Cached(server) => format!("cached on {server}"),
         };
         let settled = sighting.row.settled;
-        tracing::info!(epoch = sighting.row.number.0, settled, "new epoch: {mode}");
+        tracing::info!(
+            epoch = sighting.row.number.0,
+            history = %sighting.row.history,
+            settled,
+            "new epoch: {mode}"
+        );
     }
 }
 
@@ -153,8 +179,9 @@ async fn act(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>
     if lost && let Err(error) = bounded(PROPOSE_TIMEOUT, engine.fence.report_trouble()).await {
         tracing::debug!("reporting trouble failed, the next poll tries again: {error}");
     }
+    // A blip of the connection is waited for; another history of the database is not.
     if let Some(proposal) = proposal
-        && (lost_at.is_none() || lost)
+        && (lost_at.is_none() || lost || matches!(proposal, Proposal::NewHistory { .. }))
         && let Ok(_one) = engine.proposing.try_lock()
         && let Err(error) = propose(engine, &proposal).await
     {

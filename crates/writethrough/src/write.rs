@@ -195,9 +195,9 @@ impl Engine {
                     supervisor::leave(self, epoch, deadline).await;
                     continue;
                 }
-                Permit::Cached(epoch, session) => {
+                Permit::Cached(epoch, suffix, session) => {
                     let started = Instant::now();
-                    let announced = self.announce(&set, epoch, session).await;
+                    let announced = self.announce(&set, epoch, &suffix, session).await;
                     cache_time += started.elapsed();
                     match after_begin(announced.is_some()) {
                         AfterBegin::Write => (epoch, announced),
@@ -281,14 +281,15 @@ impl Engine {
         let mut patience: Option<Instant> = None;
         loop {
             changed.borrow_and_update();
-            let (permit, session) = {
+            let (permit, suffix, session) = {
                 let view = self.view();
-                (view.node.write_permit(clock::now()), view.session.clone())
+                let permit = view.node.write_permit(clock::now());
+                (permit, view.suffix.clone(), view.session.clone())
             };
             let wake = match (permit, session) {
                 (WritePermit::Bypass(epoch), _) => return Some(Permit::Bypass(epoch)),
                 (WritePermit::Cached(epoch), Some(session)) => {
-                    return Some(Permit::Cached(epoch, session));
+                    return Some(Permit::Cached(epoch, suffix, session));
                 }
                 (WritePermit::Cached(epoch) | WritePermit::Unreachable(epoch), session) => {
                     let until = *patience
@@ -348,16 +349,17 @@ impl Engine {
         &self,
         set: &WriteSet,
         epoch: Epoch,
+        suffix: &str,
         session: Arc<dyn Session>,
     ) -> Option<Announced> {
         let values = set
             .keys
             .iter()
-            .map(|key| (key.in_epoch(epoch), Some(key.clone())));
+            .map(|key| (key.in_epoch(suffix), Some(key.clone())));
         let stamps = set
             .collections
             .iter()
-            .map(|collection| (collection.in_epoch(epoch), None));
+            .map(|collection| (collection.in_epoch(suffix), None));
         let mut announced = Announced {
             keys: values.chain(stamps).collect(),
             token: new_token(),
@@ -551,7 +553,7 @@ impl Engine {
 
 /// What a write may do now.
 enum Permit {
-    Cached(Epoch, Arc<dyn Session>),
+    Cached(Epoch, Arc<str>, Arc<dyn Session>),
     Bypass(Epoch),
     /// The cache of this epoch cannot be reached from here: end the epoch first.
     Leave(Epoch),

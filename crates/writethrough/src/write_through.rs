@@ -17,7 +17,7 @@ use crate::fence::Fence;
 use crate::key::Collection;
 use crate::loads::Loads;
 use crate::settings::{Consistency, InvalidSettings, Settings};
-use crate::stats::{Counters, Stats, Status};
+use crate::stats::{Counters, SlowLoads, Stats, Status};
 use crate::supervisor;
 
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
@@ -52,6 +52,8 @@ pub(crate) struct Engine {
 /// is used with always belong to each other.
 pub(crate) struct View {
     pub(crate) node: Node,
+    /// What the keys of the node's epoch end in.
+    pub(crate) suffix: Arc<str>,
     pub(crate) session: Option<Arc<dyn Session>>,
 }
 
@@ -112,15 +114,16 @@ impl WriteThrough {
         let engine = Arc::new(Engine {
             view: Mutex::new(View {
                 node: Node::new(settings.timing),
+                suffix: "".into(),
                 session: None,
             }),
+            loads: Arc::new(Loads::new(settings.max_loads)),
             settings,
             cache,
             fence,
             changed: watch::Sender::new(0),
             poll_now: Notify::new(),
             proposing: tokio::sync::Mutex::new(()),
-            loads: Arc::default(),
             counters: Counters::default(),
             fence_ok: AtomicBool::new(false),
             writes: watch::Sender::new(0),
@@ -134,7 +137,7 @@ impl WriteThrough {
     /// What the engine has counted.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.engine.counters.snapshot(self.engine.loads.waiting())
+        self.engine.counters.snapshot(&self.engine.loads)
     }
 
     /// The engine's state now.
@@ -168,6 +171,7 @@ impl WriteThrough {
             consistency: engine.settings.consistency,
             mode,
             epoch: row.map(|row| row.number.0),
+            history: row.map(|row| row.history.to_string()),
             server: view
                 .session
                 .as_ref()
@@ -175,6 +179,11 @@ impl WriteThrough {
             connected: view.session.is_some(),
             fence_ok: !strict || engine.fence_ok.load(Ordering::Relaxed),
             lease_age,
+            astray: view.node.astray(),
+            slow_loads: engine
+                .loads
+                .slow()
+                .map(|(took, ago)| SlowLoads { took, ago }),
         }
     }
 
@@ -191,12 +200,13 @@ impl WriteThrough {
     ///
     /// Harmless. The cache server is asked in small steps and never blocked.
     pub async fn cached_values(&self, entity: &str) -> Option<u64> {
-        let (session, epoch) = {
+        let (session, suffix) = {
             let view = self.engine.view();
-            (view.session.clone(), view.node.row().map(|row| row.number))
+            let suffix = view.node.row().map(|_| view.suffix.clone());
+            (view.session.clone(), suffix)
         };
-        let pattern = match (self.engine.settings.consistency, epoch) {
-            (Consistency::Strict, Some(epoch)) => format!("{entity}:*@{epoch}"),
+        let pattern = match (self.engine.settings.consistency, suffix) {
+            (Consistency::Strict, Some(suffix)) => format!("{entity}:*{suffix}"),
             (Consistency::Textbook, _) => format!("{entity}:*"),
             _ => return None,
         };
@@ -223,8 +233,8 @@ impl WriteThrough {
     }
 
     /// Empties the cache of an entity and of a collection without a new epoch: removes values,
-    /// pages and fill leases of all epochs in small steps, and leaves intents alone. Nobody waits
-    /// for it. Returns how many keys were removed.
+    /// pages and fill leases of all epochs of this database in small steps, and leaves intents alone,
+    /// and keys of others. Nobody waits for it. Returns how many keys were removed.
     ///
     /// # Errors
     ///
@@ -239,17 +249,21 @@ impl WriteThrough {
         entity: &str,
         collection: Option<&Collection>,
     ) -> Result<u64, CacheError> {
-        let session = self.engine.view().session.clone();
-        let session =
-            session.ok_or_else(|| CacheError::Connection("there is no cache now".into()))?;
+        let (session, history) = {
+            let view = self.engine.view();
+            let history = view.node.row().map(|row| row.history.clone());
+            (view.session.clone(), history)
+        };
+        let none = || CacheError::Connection("there is no cache now".into());
+        let session = session.ok_or_else(none)?;
         let epochs = match self.engine.settings.consistency {
-            Consistency::Strict => "@*",
-            Consistency::Textbook => "",
+            Consistency::Strict => format!("@{}.*", history.ok_or_else(none)?),
+            Consistency::Textbook => String::new(),
             Consistency::Off => return Ok(0),
         };
         let mut removed = session.clear(&format!("{entity}:*{epochs}")).await?;
         if let Some(collection) = collection {
-            removed += session.clear(&format!("{{{collection}}}@*")).await?;
+            removed += session.clear(&format!("{{{collection}}}{epochs}")).await?;
         }
         *self.engine.counted.lock().await = None;
         Ok(removed)

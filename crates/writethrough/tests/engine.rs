@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use support::{Gate, Ground, Node, Pair, StoreError, until};
 use writethrough::{
-    Bypass, Collection, Commit, Consistency, Json, Key, OpError, ReadOutcome, RedisCache,
-    RedisSettings, Settings, Unavailable, WriteError, WriteSet,
+    Bypass, Collection, Commit, Consistency, Json, Key, OpError, ReadError, ReadOutcome,
+    RedisCache, RedisSettings, Settings, Unavailable, WriteError, WriteSet,
 };
 use writethrough_testbed::Testbed;
 
@@ -59,6 +59,15 @@ on_every_pair!(
     shutdown_waits_for_writes_and_refuses_new_ones,
     off_never_touches_the_cache,
     a_load_error_is_returned_and_frees_the_lease,
+    loads_longer_than_the_wait_are_cached,
+    pages_that_load_longer_than_the_wait_are_cached,
+    a_load_that_outlasts_its_lease_still_fills,
+    past_the_cache_reads_share_the_load_that_begins_after_them,
+    past_the_cache_no_read_joins_a_load_that_runs,
+    one_load_too_many_is_refused_at_once,
+    a_load_that_never_ends_is_given_up_by_all_who_wait,
+    followers_of_a_failed_load_try_once_more_and_are_told,
+    a_store_that_gets_slower_with_its_load_still_fills_the_cache,
 );
 
 async fn a_miss_fills_and_the_next_read_hits(pair: Pair) {
@@ -116,6 +125,7 @@ fn patient() -> Settings {
     Settings {
         fill_wait: long,
         fill_lease: long,
+        load_timeout: long * 2,
         ..Settings::default()
     }
 }
@@ -640,7 +650,7 @@ async fn a_load_error_is_returned_and_frees_the_lease(pair: Pair) {
     let node = ground.node().await;
     let load = || async { Err::<Option<Json<String>>, _>(StoreError("down".into())) };
     let read = node.cached.read(&Key::new("row", "a"), load).await;
-    assert_eq!(read.unwrap_err().to_string(), "down");
+    assert!(matches!(read, Err(ReadError::Load(StoreError(why))) if why == "down"));
     let started = tokio::time::Instant::now();
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
     assert!(started.elapsed() < Settings::default().fill_lease);
@@ -711,7 +721,7 @@ async fn a_write_that_cannot_be_ended_is_acknowledged_only_in_the_next_epoch() {
     });
     commit.arrival().await;
     let epoch = reader.cached.status().epoch.unwrap();
-    let evicted = redis.order(&["DEL", &format!("row:a@{epoch}")]).await;
+    let evicted = redis.order(&["DEL", &reader.cache_key("a")]).await;
     assert_eq!(evicted.unwrap().integer(), Some(1), "the intent was there");
     let fill = Gate::shut();
     let read = tokio::spawn({
@@ -735,4 +745,373 @@ async fn a_write_that_cannot_be_ended_is_acknowledged_only_in_the_next_epoch() {
     let seen = reader.read("a").await;
     assert_eq!(seen.value, Some(Json("new".into())), "{:?}", seen.outcome);
     assert!(reader.cached.status().epoch > Some(epoch));
+}
+
+/// A read whose load takes this long.
+async fn read_for(
+    node: &Node,
+    id: &str,
+    takes: Duration,
+) -> Result<ReadOutcome, ReadError<StoreError>> {
+    let load = || async {
+        let value = node.store.get(id).await;
+        tokio::time::sleep(takes).await;
+        Ok::<_, StoreError>(value.map(Json))
+    };
+    let read = node.cached.read(&Key::new("row", id), load).await?;
+    Ok(read.outcome)
+}
+
+/// One key, a load of 400 ms, a read each 20 ms. A follower that broke the lease after its wait of
+/// 250 ms had every fill refused, and its own load fared the same: not one hit, for ever.
+async fn loads_longer_than_the_wait_are_cached(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    node.cached.clear("row", None).await.unwrap();
+    let mut reads = Vec::new();
+    for _ in 0..40 {
+        let node = node.clone();
+        reads.push(tokio::spawn(async move {
+            read_for(&node, "a", Duration::from_millis(400))
+                .await
+                .unwrap()
+        }));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut hits = 0;
+    for read in reads {
+        let outcome = read.await.unwrap();
+        assert!(!matches!(outcome, ReadOutcome::Bypassed(_)), "{outcome:?}");
+        hits += u32::from(outcome == ReadOutcome::Hit);
+    }
+    assert!(hits >= 5, "{hits} hits in 40 reads");
+    assert_eq!(node.store.loads.load(Ordering::SeqCst), 1);
+    let status = node.cached.status();
+    let slow = status.slow_loads.expect("the load was slow");
+    assert!(slow.took >= Duration::from_millis(400));
+    assert_eq!(node.cached.stats().slow_loads, 1);
+}
+
+async fn pages_that_load_longer_than_the_wait_are_cached(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    write_member(&node, "one").await;
+    let load = |loads: Arc<std::sync::atomic::AtomicU64>| async move {
+        loads.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        Ok::<_, StoreError>(Json("page".to_owned()))
+    };
+    let loads = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let mut reads = Vec::new();
+    for _ in 0..40 {
+        let (node, loads) = (node.clone(), loads.clone());
+        reads.push(tokio::spawn(async move {
+            let rows = Collection::new("rows");
+            let read = node.cached.read_page(&rows, PAGE, || load(loads)).await;
+            read.unwrap().outcome
+        }));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut hits = 0;
+    for read in reads {
+        let outcome = read.await.unwrap();
+        assert!(!matches!(outcome, ReadOutcome::Bypassed(_)), "{outcome:?}");
+        hits += u32::from(outcome == ReadOutcome::Hit);
+    }
+    assert!(hits >= 5, "{hits} hits in 40 reads");
+    assert_eq!(loads.load(Ordering::SeqCst), 1);
+}
+
+/// The holder's lease is renewed while its load runs.
+async fn a_load_that_outlasts_its_lease_still_fills(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let settings = Settings {
+        fill_lease: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let node = ground.node_with(settings).await;
+    let outcome = read_for(&node, "a", Duration::from_millis(1000))
+        .await
+        .unwrap();
+    assert_eq!(outcome, ReadOutcome::Filled);
+    assert!(node.cached.stats().renewed_leases >= 5);
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+}
+
+/// Holds an intent on the key, so that its reads go past the cache, until the gate is opened.
+async fn held_write(node: &Node, value: &'static str) -> (Arc<Gate>, tokio::task::JoinHandle<()>) {
+    let gate = Gate::shut();
+    let write = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        async move {
+            node.write_slowly("a", Some(value), gate).await.unwrap();
+        }
+    });
+    gate.arrival().await;
+    (gate, write)
+}
+
+async fn past_the_cache_reads_share_the_load_that_begins_after_them(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let (written, write) = held_write(&node, "new").await;
+    let load = Gate::shut();
+    let first = tokio::spawn({
+        let (node, load) = (node.clone(), load.clone());
+        async move { node.read_slowly("a", load).await.outcome }
+    });
+    load.arrival().await;
+    let others: Vec<_> = (0..20)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move { node.read("a").await.outcome })
+        })
+        .collect();
+    until("one forms a load and the others wait for it", async || {
+        node.cached.stats().waiting == 19
+    })
+    .await;
+    load.let_through();
+    let bypassed = ReadOutcome::Bypassed(Bypass::Intent);
+    assert_eq!(first.await.unwrap(), bypassed);
+    for other in others {
+        assert_eq!(other.await.unwrap(), bypassed);
+    }
+    assert_eq!(node.store.loads.load(Ordering::SeqCst), 2);
+    assert_eq!(node.cached.stats().shared_bypasses, 19);
+    written.let_through();
+    write.await.unwrap();
+}
+
+/// A load past the cache reads the old value and is held up; the write is acknowledged; a read that
+/// begins then must not be given what that load has read.
+async fn past_the_cache_no_read_joins_a_load_that_runs(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("old")).await.unwrap();
+    let (written, write) = held_write(&node, "new").await;
+    let load = Gate::shut();
+    let slow = tokio::spawn({
+        let (node, load) = (node.clone(), load.clone());
+        async move { node.read_slowly("a", load).await.value }
+    });
+    load.arrival().await;
+    written.let_through();
+    write.await.unwrap();
+    // A second write, so that the next read goes past the cache as well.
+    let (later, second) = held_write(&node, "newer").await;
+    let next = tokio::spawn({
+        let node = node.clone();
+        async move { node.value("a").await }
+    });
+    load.let_through();
+    assert_eq!(slow.await.unwrap(), Some(Json("old".into())));
+    assert_eq!(next.await.unwrap().as_deref(), Some("new"));
+    later.let_through();
+    second.await.unwrap();
+}
+
+async fn one_load_too_many_is_refused_at_once(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let settings = Settings {
+        max_loads: 1,
+        ..Settings::default()
+    };
+    let node = ground.node_with(settings).await;
+    let load = Gate::shut();
+    let first = tokio::spawn({
+        let (node, load) = (node.clone(), load.clone());
+        async move { node.read_slowly("a", load).await.outcome }
+    });
+    load.arrival().await;
+    assert_eq!(node.cached.stats().loads_under_way, 1);
+    let refused = read_for(&node, "b", Duration::ZERO).await;
+    assert!(matches!(refused, Err(ReadError::Overloaded)), "{refused:?}");
+    assert_eq!(node.cached.stats().refused_reads, 1);
+    load.let_through();
+    assert_eq!(first.await.unwrap(), ReadOutcome::Filled);
+    assert_eq!(
+        read_for(&node, "b", Duration::ZERO).await.unwrap(),
+        ReadOutcome::Filled
+    );
+}
+
+async fn a_load_that_never_ends_is_given_up_by_all_who_wait(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let settings = Settings {
+        load_timeout: Duration::from_millis(500),
+        ..Settings::default()
+    };
+    let node = ground.node_with(settings).await;
+    let reads: Vec<_> = (0..5)
+        .map(|_| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let started = tokio::time::Instant::now();
+                let read = read_for(&node, "a", support::PATIENCE).await;
+                (read, started.elapsed())
+            })
+        })
+        .collect();
+    for read in reads {
+        let (read, took) = read.await.unwrap();
+        assert!(
+            matches!(read, Err(ReadError::TimedOut | ReadError::SharedLoadFailed)),
+            "{read:?}"
+        );
+        // Its waits for others, then a load of its own.
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+    assert_eq!(
+        read_for(&node, "a", Duration::ZERO).await.unwrap(),
+        ReadOutcome::Filled
+    );
+}
+
+async fn followers_of_a_failed_load_try_once_more_and_are_told(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let fail = |gate: Arc<Gate>| async move {
+        gate.pass().await;
+        Err::<Option<Json<String>>, _>(StoreError("down".into()))
+    };
+    let key = Key::new("row", "a");
+    let gate = Gate::shut();
+    let reads: Vec<_> = (0..10)
+        .map(|_| {
+            let (node, gate, key) = (node.clone(), gate.clone(), key.clone());
+            tokio::spawn(async move { node.cached.read(&key, || fail(gate)).await })
+        })
+        .collect();
+    until("all but one wait", async || {
+        node.cached.stats().waiting == 9
+    })
+    .await;
+    gate.let_through();
+    let (mut own, mut shared) = (0, 0);
+    for read in reads {
+        match read.await.unwrap() {
+            Err(ReadError::Load(_)) => own += 1,
+            Err(ReadError::SharedLoadFailed) => shared += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(own >= 2, "{own} loaded, {shared} shared");
+    let loads = node.cached.stats().loads;
+    assert!((2..=10).contains(&loads), "{loads} loads");
+    assert_eq!(
+        read_for(&node, "a", Duration::ZERO).await.unwrap(),
+        ReadOutcome::Filled
+    );
+}
+
+/// A store with two places, whose answers take 60 ms: 33 loads a second. Sixty readers ask for twenty
+/// keys far faster than that, and the cache is cleared. Breaking leases after 250 ms kept the store
+/// overloaded, and the cache empty, for ever.
+async fn a_store_that_gets_slower_with_its_load_still_fills_the_cache(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.cached.clear("row", None).await.unwrap();
+    let places = Arc::new(tokio::sync::Semaphore::new(2));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..60)
+        .map(|reader| {
+            let (node, places, stop) = (node.clone(), places.clone(), stop.clone());
+            tokio::spawn(async move {
+                let key = Key::new("row", reader % 20);
+                while !stop.load(Ordering::SeqCst) {
+                    let load = || async {
+                        let _place = places.acquire().await.unwrap();
+                        tokio::time::sleep(Duration::from_millis(60)).await;
+                        Ok::<_, StoreError>(Some(Json("v".to_owned())))
+                    };
+                    node.cached.read(&key, load).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            })
+        })
+        .collect();
+    until("every key is cached while the readers go on", async || {
+        node.cached.cached_values("row").await == Some(20)
+    })
+    .await;
+    let loads = node.cached.stats().loads;
+    assert!(loads <= 25, "{loads} loads of 20 keys");
+    stop.store(true, Ordering::SeqCst);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+}
+
+/// Two processes (two engines on one Redis and one Postgres), a load of 1.5 s in one of them. The
+/// readers of the other follow its lease for 250 ms, then one of them loads beside it for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_another_process_share_one_load_beside_the_lease() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let nodes = [ground.node().await, ground.node().await];
+    nodes[0].write("a", Some("one")).await.unwrap();
+    nodes[0].cached.clear("row", None).await.unwrap();
+    let long = Duration::from_millis(1500);
+    let holder = tokio::spawn({
+        let node = nodes[0].clone();
+        async move { read_for(&node, "a", long).await.unwrap() }
+    });
+    until("the holder loads", async || {
+        nodes[0].cached.stats().loads == 1
+    })
+    .await;
+    let readers: Vec<_> = (0..200)
+        .map(|_| {
+            let node = nodes[1].clone();
+            tokio::spawn(async move { read_for(&node, "a", long).await.unwrap() })
+        })
+        .collect();
+    let mut loaded = 0;
+    for reader in readers {
+        match reader.await.unwrap() {
+            ReadOutcome::Bypassed(Bypass::SlowFill) => loaded += 1,
+            ReadOutcome::Coalesced | ReadOutcome::Hit => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(loaded <= 1, "{loaded} loads beside the lease");
+    assert_eq!(
+        holder.await.unwrap(),
+        ReadOutcome::Filled,
+        "the lease was left alone"
+    );
+    assert!(ground.store.loads.load(Ordering::SeqCst) <= 2);
+    for node in &nodes {
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+    }
+}
+
+/// A thousand readers on two nodes meet a load of 3 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::print_stdout, reason = "the figures")]
+async fn a_stampede_on_two_nodes_loads_at_most_twice() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let nodes = [ground.node().await, ground.node().await];
+    let readers: Vec<_> = (0..1000)
+        .map(|reader| {
+            let node = nodes[reader % 2].clone();
+            tokio::spawn(async move {
+                let started = tokio::time::Instant::now();
+                let outcome = read_for(&node, "a", Duration::from_secs(3)).await.unwrap();
+                (outcome, started.elapsed())
+            })
+        })
+        .collect();
+    let mut times = Vec::new();
+    for reader in readers {
+        times.push(reader.await.unwrap().1);
+    }
+    times.sort();
+    let loads = ground.store.loads.load(Ordering::SeqCst);
+    println!("{loads} loads, p50 {:?}, p99 {:?}", times[500], times[990]);
+    assert!(loads <= 2, "{loads} loads");
+    for node in &nodes {
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+    }
 }

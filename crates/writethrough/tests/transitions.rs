@@ -18,9 +18,9 @@ use writethrough_protocol::{Acquire, KeyState, Token};
 use writethrough_testbed::Testbed;
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// The pure side's clock stands still; a deadline of `NOW` has passed, one of `LATER` never does.
+/// The pure side's clock stands still: what lasts for any time at all never lapses.
 const NOW: u64 = 1000;
-const LATER: u64 = 2000;
+const LONG: u64 = 1000;
 
 /// A state without deadlines, which depend on the server's clock: of each writer only the token.
 #[derive(Debug, PartialEq)]
@@ -36,7 +36,7 @@ fn seen(state: KeyState, lapsed: impl Fn(Token) -> bool) -> Seen {
             let writers: Vec<Token> = intent
                 .writers()
                 .iter()
-                .map(|(token, _)| *token)
+                .map(|writer| writer.token)
                 .filter(|t| !lapsed(*t))
                 .collect();
             match writers.is_empty() {
@@ -97,7 +97,13 @@ impl Walk {
                 assert_eq!(filled, expected, "{:?}", self.log);
                 next
             }
-            400..450 => {
+            400..425 => {
+                let held = session.renew_fill(&key, token, HOUR).await.unwrap();
+                let (next, expected) = pure.renew_fill(token);
+                assert_eq!(held, expected, "{:?}", self.log);
+                next
+            }
+            425..450 => {
                 let broken = session.break_fill(&key, token).await.unwrap();
                 let (next, expected) = pure.break_fill(token);
                 assert_eq!(broken, expected, "{:?}", self.log);
@@ -108,7 +114,7 @@ impl Walk {
                     .begin(std::slice::from_ref(&key), token, HOUR)
                     .await
                     .unwrap();
-                pure.begin(token, LATER, NOW)
+                pure.begin(token, LONG, NOW)
             }
             650..655 => {
                 // A writer that dies: only its deadline takes its intent away.
@@ -123,7 +129,7 @@ impl Walk {
                 while lapse.elapsed() < Duration::from_millis(3) {
                     tokio::task::yield_now().await;
                 }
-                pure.begin(token, NOW, NOW)
+                pure.begin(token, 0, NOW)
             }
             655..880 => {
                 let value = if self.random.bool() {

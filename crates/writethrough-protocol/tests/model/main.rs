@@ -57,6 +57,29 @@ fn one_write_and_two_reads_through_a_failover() {
     holds(both.ticks(1));
 }
 
+/// A load of any length: its lease lasts, reads of the other node load beside it and share that.
+#[test]
+fn readers_follow_the_lease_of_another_process() {
+    let met = &[Event::SharedBeside, Event::Filled, Event::FillRefused];
+    holds(Bounds::calm("WA RA RB RB").faults(1).meets(met));
+    holds(Bounds::outage("WA RA RB RB").epochs(2).ticks(1).meets(met));
+}
+
+#[test]
+fn the_database_fails_over_to_a_lagging_standby() {
+    let met = &[Event::Hit, Event::HitAfterPromotion, Event::Fenced];
+    holds(Bounds::outage("WA RB RB").promoting().meets(met));
+    holds(Bounds::outage("WA WB RB").promoting().ticks(1));
+    holds(Bounds::outage("WA RB").faults(1).promoting());
+}
+
+#[test]
+fn a_server_takes_over_the_contents_of_another() {
+    let met = &[Event::Hit, Event::HitAfterReplacement];
+    holds(Bounds::outage("WA RB RB").replacing().meets(met));
+    holds(Bounds::outage("WA RB").replacing().faults(1));
+}
+
 #[test]
 fn two_writes_and_a_read() {
     let met = &[Event::Hit, Event::HitAfterBypass, Event::Fenced];

@@ -245,6 +245,18 @@ impl Session for MemorySession {
         }))
     }
 
+    async fn renew_fill(
+        &self,
+        key: &str,
+        token: Token,
+        lease: Duration,
+    ) -> Result<bool, CacheError> {
+        Ok(self.0.transit(key, lease, |state, _| {
+            let (next, held) = state.renew_fill(token);
+            (held.then_some(next), held)
+        }))
+    }
+
     async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
         Ok(self.0.transit(key, Duration::ZERO, |state, _| {
             let (next, broken) = state.break_fill(token);
@@ -260,8 +272,8 @@ impl Session for MemorySession {
     ) -> Result<(), CacheError> {
         for key in keys {
             self.0.transit(key, lifetime, |state, now_ms| {
-                let deadline_ms = now_ms + lifetime.as_millis() as u64;
-                (Some(state.begin(token, deadline_ms, now_ms)), ())
+                let lifetime_ms = lifetime.as_millis() as u64;
+                (Some(state.begin(token, lifetime_ms, now_ms)), ())
             });
         }
         Ok(())

@@ -46,7 +46,7 @@ pub struct End {
 /// A verified connection to one life of one cache server. Each method is one round trip (the walks
 /// `count` and `clear` are many short ones), bounded by the cache's command deadline.
 ///
-/// `fill`, `break_fill`, `begin` and `end` may be tried again with the same token. `acquire_fill` must
+/// `fill`, `renew_fill`, `break_fill`, `begin` and `end` may be tried again with the same token. `acquire_fill` must
 /// not: its first copy may execute late and put the lease back after a write has ended.
 ///
 /// # Cancellation
@@ -79,6 +79,14 @@ pub trait Session: Send + Sync + 'static {
         token: Token,
         payload: Payload,
         ttl: Duration,
+    ) -> Result<bool, CacheError>;
+
+    /// [`KeyState::renew_fill`]; while the lease is there it lasts for `lease` from now on.
+    async fn renew_fill(
+        &self,
+        key: &str,
+        token: Token,
+        lease: Duration,
     ) -> Result<bool, CacheError>;
 
     /// [`KeyState::break_fill`].

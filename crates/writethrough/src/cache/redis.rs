@@ -1,22 +1,29 @@
 //! The Redis cache: one multiplexed, verified connection that is made anew when it fails.
 //!
-//! A connection is used only after the server has told its `run_id`, that it is a master, that it
-//! is not loading, and has accepted a write. It never reconnects under the hood: a lost connection
-//! ends its [`Session`], and the next session is verified again.
+//! A connection is used only after the server has told who it is, that it is a master, that it is
+//! not loading, and has accepted a write. It never reconnects under the hood: a lost connection ends
+//! its [`Session`], and the next session is verified again.
+//!
+//! Who it is: the process (`run_id`), its data set (`master_replid`) and the database index. A server
+//! that was another's replica for a moment has that one's data and goes on under the same `run_id`.
+//! When a data set is replaced or flushed, Redis tells connections that track keys, before anything
+//! that it answers later; so each connection tracks a prefix that nobody uses, and after such a
+//! message no answer counts until the server has told once more who it is.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, RedisError,
-    Script, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value,
 };
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 use writethrough_protocol::page::Page;
 use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
@@ -30,6 +37,10 @@ const WALK_BATCH: usize = 128;
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// How often an idle connection is checked, which also finds a master that was demoted.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// No key begins like this: it is tracked only to be told when a data set is flushed or replaced.
+const TRACKED_PREFIX: &str = "writethrough:nothing:";
+/// How far this side's idea of the server's clock may be off before an intent is looked into.
+const CLOCK_SLACK_MS: u64 = 1000;
 
 /// Settings of the Redis connection.
 #[derive(Clone)]
@@ -80,8 +91,10 @@ struct Scripts {
     begin: Lua,
     end: Lua,
     fill: Lua,
+    renew_fill: Lua,
     break_fill: Lua,
     fill_page: Lua,
+    lapse: Lua,
     clear: Lua,
     count: Lua,
 }
@@ -96,8 +109,10 @@ impl Scripts {
             begin: lua(include_str!("lua/begin.lua")),
             end: lua(include_str!("lua/end.lua")),
             fill: lua(include_str!("lua/fill.lua")),
+            renew_fill: lua(include_str!("lua/renew_fill.lua")),
             break_fill: lua(include_str!("lua/break_fill.lua")),
             fill_page: lua(include_str!("lua/fill_page.lua")),
+            lapse: lua(include_str!("lua/lapse.lua")),
             clear: lua(include_str!("lua/clear.lua")),
             count: lua(include_str!("lua/count.lua")),
         }
@@ -108,13 +123,17 @@ impl Scripts {
             begin,
             end,
             fill,
+            renew_fill,
             break_fill,
             fill_page,
+            lapse,
             clear,
             count,
         } = self;
         let mut pipeline = Pipeline::new();
-        for script in [begin, end, fill, break_fill, fill_page, clear, count] {
+        for script in [
+            begin, end, fill, renew_fill, break_fill, fill_page, lapse, clear, count,
+        ] {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text).ignore();
         }
         pipeline
@@ -149,11 +168,19 @@ impl RedisCache {
             .into_connection_info()
             .map_err(reason)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(reason)?;
+        // The server's messages about its data set need the third version of the protocol.
+        let redis = info
+            .redis_settings()
+            .clone()
+            .set_protocol(ProtocolVersion::RESP3);
+        let database = redis.db();
+        let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
+        let client = Client::open(info).map_err(reason)?;
         let (sessions, _) = watch::channel(None);
         let stop = Arc::new(Notify::new());
         let keeper = Keeper {
             client,
+            database,
             settings,
             sessions: sessions.clone(),
             scripts: Arc::new(Scripts::new()),
@@ -189,6 +216,8 @@ impl Drop for RedisCache {
 /// Makes, verifies, watches and replaces the connection.
 struct Keeper {
     client: Client,
+    /// The index of the database on the server.
+    database: i64,
     settings: RedisSettings,
     sessions: watch::Sender<Option<Arc<dyn Session>>>,
     scripts: Arc<Scripts>,
@@ -202,7 +231,7 @@ impl Keeper {
             let attempt = timeout(self.settings.connect_timeout, self.connect()).await;
             let problem = match attempt {
                 Ok(Ok(session)) => {
-                    tracing::info!(run_id = %session.server, "Redis is connected and verified");
+                    tracing::info!(server = %session.server, "Redis is connected and verified");
                     backoff = Duration::from_millis(10);
                     let problem = self.watch(&session).await;
                     told = Some(problem.clone());
@@ -222,40 +251,86 @@ impl Keeper {
     }
 
     async fn connect(&self) -> Result<Arc<RedisSession>, CacheError> {
+        let signs = Arc::new(Signs::default());
+        let told = signs.clone();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
-            .set_response_timeout(Some(self.settings.command_timeout));
+            .set_response_timeout(Some(self.settings.command_timeout))
+            // Called by the connection's driver before it hands on any later answer.
+            .set_push_sender(move |push: PushInfo| {
+                if matches!(push.kind, PushKind::Invalidate | PushKind::Disconnection) {
+                    told.messages.fetch_add(1, Ordering::AcqRel);
+                    told.arrived.notify_one();
+                }
+                Ok::<(), ()>(())
+            });
         let mut connection = self
             .client
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .map_err(|error| failure(&error, self.settings.connect_timeout))?;
-        let server = self.verify(&mut connection).await?;
-        Ok(Arc::new(RedisSession {
+        let failed = |error: RedisError| failure(&error, self.settings.command_timeout);
+        self.track(&mut connection).await.map_err(failed)?;
+        self.require_version(&mut connection).await?;
+        self.scripts
+            .load_all()
+            .query_async::<()>(&mut connection)
+            .await
+            .map_err(failed)?;
+        let messages = signs.messages.load(Ordering::Acquire);
+        let checked = check(&mut connection, self.database).await;
+        let Checked { server, clock } = checked.map_err(failed)?;
+        let session = RedisSession {
             connection,
             server,
             scripts: self.scripts.clone(),
             command_timeout: self.settings.command_timeout,
             trouble: Notify::new(),
-        }))
+            signs,
+            checked: watch::Sender::new(None),
+            checked_messages: AtomicU64::new(0),
+            clock_offset_ms: AtomicI64::new(0),
+        };
+        session.passed(messages, clock);
+        Ok(Arc::new(session))
     }
 
-    /// Reads who the server is, and makes sure that it can serve as the cache.
-    async fn verify(&self, connection: &mut MultiplexedConnection) -> Result<ServerId, CacheError> {
+    /// Asks to be told when the data set is flushed or replaced.
+    async fn track(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let mut track = redis::cmd("CLIENT");
+        track
+            .arg("TRACKING")
+            .arg("ON")
+            .arg("BCAST")
+            .arg("PREFIX")
+            .arg(TRACKED_PREFIX);
+        match track.query_async::<()>(connection).await {
+            Ok(()) => Ok(()),
+            // Without the permission, or behind a proxy that does not know the command.
+            Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
+                tracing::warn!(
+                    "the Redis server refuses CLIENT TRACKING ({error}): a data set that is replaced \
+                     under a living connection is noticed within {HEARTBEAT:?}, not at once"
+                );
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn require_version(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), CacheError> {
         let failed = |error: RedisError| failure(&error, self.settings.command_timeout);
         let mut pipeline = Pipeline::new();
-        for section in ["server", "replication", "persistence"] {
+        for section in ["server", "persistence"] {
             pipeline.cmd("INFO").arg(section);
         }
         let sections: Vec<String> = pipeline.query_async(connection).await.map_err(failed)?;
         let info = sections.concat();
-        let field = |name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .map(str::trim)
-        };
         let unfit = |what: String| CacheError::Connection(what);
-        if let Some(version) = field("redis_version")
+        if let Some(version) = info_field(&info, "redis_version")
             && version
                 .split('.')
                 .next()
@@ -267,39 +342,44 @@ impl Keeper {
                 "Redis {version} is too old, 7.0 or newer is needed"
             )));
         }
-        if field("loading") == Some("1") {
+        if info_field(&info, "loading") == Some("1") {
             return Err(unfit("the server is loading its data".into()));
         }
-        let run_id = field("run_id")
-            .filter(|id| !id.is_empty())
-            .ok_or_else(|| unfit("the server tells no run_id".into()))?;
-        self.scripts
-            .load_all()
-            .query_async::<()>(connection)
-            .await
-            .map_err(failed)?;
-        check(connection).await.map_err(failed)?;
-        Ok(ServerId::new(run_id))
+        Ok(())
     }
 
     /// Publishes the session and watches it until it fails. After a command that got no answer
     /// the session is withdrawn while the connection is checked, so that requests stop waiting.
     async fn watch(&self, session: &Arc<RedisSession>) -> CacheError {
         let published: Arc<dyn Session> = session.clone();
+        self.sessions.send_replace(Some(published.clone()));
         loop {
-            self.sessions.send_replace(Some(published.clone()));
-            tokio::select! {
-                () = session.trouble.notified() => {
-                    self.sessions.send_replace(None);
-                }
-                () = tokio::time::sleep(HEARTBEAT) => {}
-            }
-            if let Err(error) = check(&mut session.connection.clone()).await {
+            let withdrawn = tokio::select! {
+                () = session.trouble.notified() => true,
+                () = session.signs.arrived.notified() => false,
+                () = tokio::time::sleep(HEARTBEAT) => false,
+            };
+            if withdrawn {
                 self.sessions.send_replace(None);
-                return failure(&error, self.settings.command_timeout);
+            }
+            if let Err(error) = session.check(self.database).await {
+                self.sessions.send_replace(None);
+                session.checked.send_replace(Some(Err(error.clone())));
+                return error;
+            }
+            if withdrawn {
+                self.sessions.send_replace(Some(published.clone()));
             }
         }
     }
+}
+
+/// What a server has told on its own.
+#[derive(Default)]
+struct Signs {
+    /// How often the server has said that data are gone or replaced, or has gone itself.
+    messages: AtomicU64,
+    arrived: Notify,
 }
 
 struct RedisSession {
@@ -309,6 +389,88 @@ struct RedisSession {
     command_timeout: Duration,
     /// A command got no answer, or one that says that the server is not fit to be the cache.
     trouble: Notify,
+    signs: Arc<Signs>,
+    /// Up to which message the server has been checked since, or why the session is over.
+    checked: watch::Sender<Option<Result<u64, CacheError>>>,
+    /// The same number, for the hot path.
+    checked_messages: AtomicU64,
+    /// The server's wall clock less the time since the engine's start, in milliseconds.
+    clock_offset_ms: AtomicI64,
+}
+
+impl RedisSession {
+    /// Checks that the server is still the one that was verified.
+    async fn check(&self, database: i64) -> Result<(), CacheError> {
+        let messages = self.signs.messages.load(Ordering::Acquire);
+        let Checked { server, clock } = check(&mut self.connection.clone(), database)
+            .await
+            .map_err(|error| failure(&error, self.command_timeout))?;
+        if server != self.server {
+            return Err(CacheError::Connection(format!(
+                "the server has another data set now ({server}, not {})",
+                self.server
+            )));
+        }
+        self.passed(messages, clock);
+        Ok(())
+    }
+
+    fn passed(&self, messages: u64, clock: i64) {
+        self.clock_offset_ms.store(clock, Ordering::Relaxed);
+        self.checked_messages.store(messages, Ordering::Release);
+        self.checked.send_replace(Some(Ok(messages)));
+    }
+
+    /// Called after each answer: whether it came from the data set that was verified. While a message
+    /// of the server has not been looked into, waits for that.
+    async fn vouched(&self) -> Result<(), CacheError> {
+        let messages = self.signs.messages.load(Ordering::Acquire);
+        if self.checked_messages.load(Ordering::Acquire) >= messages {
+            return Ok(());
+        }
+        let mut checked = self.checked.subscribe();
+        let looked_into = checked.wait_for(|checked| match checked {
+            Some(Ok(upto)) => *upto >= messages,
+            Some(Err(_)) => true,
+            None => false,
+        });
+        let give_up = Instant::now() + self.command_timeout;
+        match timeout_at(give_up, looked_into).await {
+            Ok(Ok(checked)) => match &*checked {
+                Some(Err(error)) => Err(error.clone()),
+                _ => Ok(()),
+            },
+            _ => Err(CacheError::Timeout(self.command_timeout)),
+        }
+    }
+
+    /// The state as it is by the server's clock, when its announcements are further away than any
+    /// writer could mean: the clock was set back after they were made.
+    async fn without_misdated(&self, key: &str, state: KeyState) -> Result<KeyState, CacheError> {
+        let KeyState::Intent(intent) = &state else {
+            return Ok(state);
+        };
+        let now = clock_ms().saturating_add(self.clock_offset_ms.load(Ordering::Relaxed));
+        let latest = u64::try_from(now)
+            .unwrap_or(0)
+            .saturating_add(CLOCK_SLACK_MS);
+        let misdated = |writer: &writethrough_protocol::Writer| {
+            writer.deadline_ms.saturating_sub(writer.lifetime_ms) > latest
+        };
+        if !intent.writers().iter().any(misdated) {
+            return Ok(state);
+        }
+        let lapse = evalsha(&self.scripts.lapse, &[key]);
+        match self.scripts(vec![lapse]).await?.pop() {
+            Some(value) => state_of(value),
+            None => Ok(state),
+        }
+    }
+}
+
+/// Milliseconds on this side's monotonic clock.
+fn clock_ms() -> i64 {
+    i64::try_from(crate::clock::now().0.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Sorts an error by what it says of the connection.
@@ -334,29 +496,58 @@ fn failure(error: &RedisError, command_timeout: Duration) -> CacheError {
     }
 }
 
+/// One field of the answer to `INFO`.
+fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+}
+
+/// Who answered a check, and its wall clock less this side's monotonic one, in milliseconds.
+struct Checked {
+    server: ServerId,
+    clock: i64,
+}
+
 /// Whether the server answers in time and is a master that takes writes: it is no cache for writers
-/// while it is a replica, is loading, is out of memory or misses its own replicas.
-async fn check(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+/// while it is a replica, is loading, is out of memory or misses its own replicas. Answers who it is.
+async fn check(
+    connection: &mut MultiplexedConnection,
+    database: i64,
+) -> Result<Checked, RedisError> {
     let probe = format!("writethrough:probe:{}", Uuid::new_v4().simple());
     let mut pipeline = Pipeline::new();
     pipeline
-        .cmd("ROLE")
+        .cmd("INFO")
+        .arg("server")
+        .cmd("INFO")
+        .arg("replication")
+        .cmd("TIME")
         .cmd("SET")
         .arg(probe)
         .arg("1")
         .arg("PX")
         .arg(1)
         .ignore();
-    let (role,): (Value,) = pipeline.query_async(connection).await?;
-    match role {
-        Value::Array(fields) if fields.first() == Some(&Value::BulkString(b"master".into())) => {
-            Ok(())
-        }
-        _ => Err(RedisError::from((
+    let (server, replication, (seconds, micros)): (String, String, (i64, i64)) =
+        pipeline.query_async(connection).await?;
+    if info_field(&replication, "role").is_some_and(|role| role != "master") {
+        return Err(RedisError::from((
             ErrorKind::Server(ServerErrorKind::ReadOnly),
             "the server is a read only replica",
-        ))),
+        )));
     }
+    let Some(run_id) = info_field(&server, "run_id") else {
+        let silent = "the server tells no run_id";
+        return Err(RedisError::from((ErrorKind::UnexpectedReturnType, silent)));
+    };
+    let data_set = info_field(&replication, "master_replid").unwrap_or("unknown");
+    let clock = (seconds * 1000 + micros / 1000).saturating_sub(clock_ms());
+    Ok(Checked {
+        server: ServerId::new(format!("{run_id}:{data_set}/{database}")),
+        clock,
+    })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -397,9 +588,11 @@ impl RedisSession {
     async fn command(&self, command: &Cmd) -> Result<Value, CacheError> {
         let mut connection = self.connection.clone();
         let reply = connection.send_packed_command(command).await;
-        reply
+        let reply = reply
             .and_then(Value::extract_error)
-            .map_err(|error| self.failed(error))
+            .map_err(|error| self.failed(error))?;
+        self.vouched().await?;
+        Ok(reply)
     }
 
     /// Runs script commands in one round trip. The scripts were loaded when the connection was
@@ -418,7 +611,10 @@ impl RedisSession {
                 .await
                 .and_then(|replies| replies.into_iter().map(Value::extract_error).collect());
             match replies {
-                Ok(replies) => return Ok(replies),
+                Ok(replies) => {
+                    self.vouched().await?;
+                    return Ok(replies);
+                }
                 Err(error)
                     if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
                         && !reloaded =>
@@ -487,7 +683,8 @@ impl Session for RedisSession {
     }
 
     async fn get(&self, key: &str) -> Result<KeyState, CacheError> {
-        state_of(self.command(redis::cmd("GET").arg(key)).await?)
+        let state = state_of(self.command(redis::cmd("GET").arg(key)).await?)?;
+        self.without_misdated(key, state).await
     }
 
     async fn acquire_fill(
@@ -522,6 +719,17 @@ impl Session for RedisSession {
         let value = KeyState::encode_value(&payload);
         fill.arg(&token.encode()).arg(&value[..]).arg(millis(ttl));
         Ok(self.script(fill).await? == 1)
+    }
+
+    async fn renew_fill(
+        &self,
+        key: &str,
+        token: Token,
+        lease: Duration,
+    ) -> Result<bool, CacheError> {
+        let mut renew_fill = evalsha(&self.scripts.renew_fill, &[key]);
+        renew_fill.arg(&token.encode()).arg(millis(lease));
+        Ok(self.script(renew_fill).await? == 1)
     }
 
     async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
@@ -580,7 +788,8 @@ impl Session for RedisSession {
             .map(Page::decode)
             .transpose()
             .map_err(|error| CacheError::Command(error.to_string()))?;
-        Ok((state_of(state)?, page))
+        let state = self.without_misdated(collection, state_of(state)?).await?;
+        Ok((state, page))
     }
 
     async fn fill_page(

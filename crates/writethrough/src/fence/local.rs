@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::sync::RwLock;
 use tokio::time::timeout;
-use writethrough_protocol::{Epoch, EpochRow, Mode, Proposal, Sighting};
+use writethrough_protocol::{Epoch, EpochRow, HistoryId, Mode, Proposal, Sighting};
 
 use super::{Fence, Guard};
 use crate::error::{FenceError, Fenced};
@@ -16,8 +16,8 @@ const PROPOSE_WAIT: Duration = Duration::from_millis(100);
 
 /// Keeps the epoch of one process. All writers of the tables must be in this process.
 ///
-/// Epoch numbers begin at a random number, so that a restarted process never trusts what an
-/// earlier one left in a shared Redis.
+/// Its history is a random id, so that a restarted process never trusts what an earlier one left in a
+/// shared Redis.
 pub struct LocalFence {
     row: Arc<RwLock<EpochRow>>,
     trouble: Mutex<Option<Instant>>,
@@ -27,7 +27,7 @@ impl LocalFence {
     /// A fence in its first epoch: bypass.
     #[must_use]
     pub fn new() -> Self {
-        let first = EpochRow::first(Epoch(fastrand::u64(1 << 32..1 << 48)));
+        let first = EpochRow::first(new_history(), Epoch(1));
         Self {
             row: Arc::new(RwLock::new(first)),
             trouble: Mutex::new(None),
@@ -42,9 +42,14 @@ impl LocalFence {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         Sighting {
             row,
+            in_its_history: true,
             trouble_age: trouble.map(|at| at.elapsed()),
         }
     }
+}
+
+fn new_history() -> HistoryId {
+    HistoryId::new(format!("{:016x}", fastrand::u64(..)))
 }
 
 impl Default for LocalFence {
@@ -64,7 +69,7 @@ impl Fence for LocalFence {
         let mut row = timeout(PROPOSE_WAIT, self.row.write())
             .await
             .map_err(|_| FenceError("a write under way holds the epoch".into()))?;
-        if let Some(next) = proposal.apply(&row) {
+        if let Some(next) = proposal.apply(&row, new_history) {
             if next.mode == Mode::Bypass {
                 self.trouble_now();
             }

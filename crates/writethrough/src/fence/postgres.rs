@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
-use writethrough_protocol::{Epoch, EpochRow, Mode, Proposal, ServerId, Sighting};
+use writethrough_protocol::{Epoch, EpochRow, HistoryId, Mode, Proposal, ServerId, Sighting};
 
 use super::{Fence, Guard};
 use crate::error::{FenceError, Fenced};
@@ -50,9 +51,34 @@ pub enum MigrateError {
     Migration(#[from] refinery::Error),
 }
 
+/// The database cannot guard writes.
+#[derive(Debug, thiserror::Error)]
+pub enum UnfitDatabase {
+    /// A lock that one connection holds alone did not make another one wait.
+    #[error(
+        "its advisory locks lock nothing (one connection held a lock alone, and another one got it \
+         too), so it cannot guard writes; use PostgreSQL itself, or an engine whose advisory locks work"
+    )]
+    NoLocks,
+    /// A function that waited for a lock did not see what was committed meanwhile.
+    #[error(
+        "a function that waits for a lock does not see what is committed meanwhile, so it cannot \
+         guard writes; use PostgreSQL itself, with READ COMMITTED"
+    )]
+    OldSnapshot,
+    /// The test could not be made.
+    #[error("its locks could not be tested")]
+    Untested(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// How long the lock of the self-test is waited for, in vain.
+const SELF_TEST_WAIT: Duration = Duration::from_millis(20);
+
 /// Keeps the epoch in Postgres, for any number of nodes.
 pub struct PostgresFence {
     pool: Pool,
+    /// The server that passed the test of its locks.
+    tested: tokio::sync::Mutex<Option<String>>,
 }
 
 /// A pooled connection that is thrown away unless its work was seen to end: the reply to an
@@ -92,7 +118,90 @@ impl PostgresFence {
     /// the service's queries. The pool must connect to the primary and should bound its waits.
     #[must_use]
     pub fn new(pool: Pool) -> Self {
-        Self { pool }
+        Self {
+            pool,
+            tested: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Tests on two connections that the server's advisory locks lock, and that a function which
+    /// waited for one sees what was committed meanwhile: the guard rests on both, and some engines
+    /// that speak Postgres' protocol answer these functions and do nothing. The fence does it by
+    /// itself before it first believes a server, and again when the server is another one.
+    ///
+    /// # Errors
+    ///
+    /// [`UnfitDatabase`].
+    ///
+    /// # Cancellation
+    ///
+    /// Leaves at most a row in `writethrough.self_test`, which nobody reads.
+    pub async fn self_test(holder: &mut Client, waiter: &mut Client) -> Result<(), UnfitDatabase> {
+        let untested = |error: tokio_postgres::Error| UnfitDatabase::Untested(Box::new(error));
+        // An own lock and an own row: other nodes, and writes under way, have nothing to do with it.
+        let lock = fastrand::i64(..);
+        let insert = "INSERT INTO writethrough.self_test (lock, number) VALUES ($1, 1)";
+        holder.execute(insert, &[&lock]).await.map_err(untested)?;
+        let held = holder.transaction().await.map_err(untested)?;
+        held.execute("SELECT pg_advisory_xact_lock($1)", &[&lock])
+            .await
+            .map_err(untested)?;
+        let update = "UPDATE writethrough.self_test SET number = 2 WHERE lock = $1";
+        held.execute(update, &[&lock]).await.map_err(untested)?;
+
+        let refused = waiter.transaction().await.map_err(untested)?;
+        let brief = format!("SET LOCAL lock_timeout = {}", SELF_TEST_WAIT.as_millis());
+        refused.batch_execute(&brief).await.map_err(untested)?;
+        let shared = refused
+            .execute("SELECT pg_advisory_xact_lock_shared($1)", &[&lock])
+            .await;
+        match shared {
+            Ok(_) => return Err(UnfitDatabase::NoLocks),
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
+            Err(error) => return Err(untested(error)),
+        }
+        refused.rollback().await.map_err(untested)?;
+
+        let look = async {
+            let statement = "SELECT writethrough.self_test_guard($1)";
+            waiter.query_one(statement, &[&lock]).await
+        };
+        let release = async {
+            // Time for the other connection to get as far as its lock. Were it later, it would see
+            // the change all the same, and the test would only prove less.
+            tokio::time::sleep(SELF_TEST_WAIT).await;
+            held.commit().await
+        };
+        let (seen, released) = tokio::join!(look, release);
+        released.map_err(untested)?;
+        let number: i64 = seen.and_then(|row| row.try_get(0)).map_err(untested)?;
+        let delete = "DELETE FROM writethrough.self_test WHERE lock = $1";
+        holder.execute(delete, &[&lock]).await.map_err(untested)?;
+        if number == 2 {
+            Ok(())
+        } else {
+            Err(UnfitDatabase::OldSnapshot)
+        }
+    }
+
+    /// Tests the server's locks if this one has not passed the test yet.
+    async fn tested(&self, server: String) -> Result<(), FenceError> {
+        let mut tested = self.tested.lock().await;
+        if tested.as_ref() == Some(&server) {
+            return Ok(());
+        }
+        if self.pool.status().max_size < 2 {
+            return Err(FenceError("its pool needs two connections".into()));
+        }
+        let mut holder = Lent(Some(self.pool.get().await.map_err(failed)?));
+        let mut waiter = Lent(Some(self.pool.get().await.map_err(failed)?));
+        if let (Some(holder), Some(waiter)) = (&mut holder.0, &mut waiter.0) {
+            Self::self_test(holder, waiter).await.map_err(failed)?;
+        }
+        holder.give_back();
+        waiter.give_back();
+        *tested = Some(server);
+        Ok(())
     }
 
     /// Installs or upgrades the schema `writethrough`; safe to call from every node at start.
@@ -154,8 +263,12 @@ impl PostgresFence {
         let cached_on: Option<String> = row.try_get(1).map_err(failed)?;
         let settled: bool = row.try_get(2).map_err(failed)?;
         let trouble_seconds: Option<f64> = row.try_get(3).map_err(failed)?;
+        let history: String = row.try_get(4).map_err(failed)?;
+        let in_its_history: bool = row.try_get(5).map_err(failed)?;
         Ok(Sighting {
+            in_its_history,
             row: EpochRow {
+                history: HistoryId::new(history),
                 number: Epoch(number.unsigned_abs()),
                 mode: cached_on.map_or(Mode::Bypass, |id| Mode::Cached(ServerId::new(id))),
                 settled,
@@ -172,21 +285,43 @@ fn number(epoch: Epoch) -> i64 {
 #[async_trait]
 impl Fence for PostgresFence {
     async fn poll(&self) -> Result<Sighting, FenceError> {
-        self.sighting("SELECT * FROM writethrough.sighting", &[], &[])
-            .await
+        let sighting = self
+            .sighting("SELECT * FROM writethrough.row_seen", &[], &[])
+            .await?;
+        // Another history is on another server, or on one that was restored.
+        let server = format!("{} {}", sighting.row.history, sighting.in_its_history);
+        self.tested(server).await?;
+        Ok(sighting)
     }
 
     async fn propose(&self, proposal: &Proposal) -> Result<Sighting, FenceError> {
-        let server = match &proposal.mode {
-            Mode::Bypass => None,
-            Mode::Cached(server) => Some(server.as_str()),
-        };
-        self.sighting(
-            "SELECT * FROM writethrough.propose($1, $2, $3)",
-            &[Type::INT8, Type::TEXT, Type::BOOL],
-            &[&number(proposal.from), &server, &proposal.settled],
-        )
-        .await
+        match proposal {
+            Proposal::Next {
+                from,
+                mode,
+                settled,
+            } => {
+                let server = match mode {
+                    Mode::Bypass => None,
+                    Mode::Cached(server) => Some(server.as_str()),
+                };
+                self.sighting(
+                    "SELECT * FROM writethrough.propose($1, $2, $3)",
+                    &[Type::INT8, Type::TEXT, Type::BOOL],
+                    &[&number(*from), &server, settled],
+                )
+                .await
+            }
+            Proposal::NewHistory { from, above } => {
+                let leap = i64::try_from(Proposal::LEAP).unwrap_or(i64::MAX);
+                self.sighting(
+                    "SELECT * FROM writethrough.begin_history($1, $2, $3)",
+                    &[Type::INT8, Type::INT8, Type::INT8],
+                    &[&number(*from), &number(*above), &leap],
+                )
+                .await
+            }
+        }
     }
 
     async fn mark_settled(&self, epoch: Epoch) -> Result<(), FenceError> {

@@ -228,6 +228,13 @@ impl Node {
         self.cached.read(&Key::new("row", id), load).await.unwrap()
     }
 
+    /// The key in the cache of a row's value in the present epoch.
+    pub fn cache_key(&self, id: &str) -> String {
+        let status = self.cached.status();
+        let (history, epoch) = (status.history.unwrap(), status.epoch.unwrap());
+        format!("row:{id}@{history}.{epoch}")
+    }
+
     /// The value that a read returns.
     pub async fn value(&self, id: &str) -> Option<String> {
         self.read(id).await.value.map(|Json(value)| value)

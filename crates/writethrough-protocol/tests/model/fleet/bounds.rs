@@ -59,6 +59,10 @@ pub(crate) struct Bounds {
     pub(crate) evicted_intents: u8,
     /// Ticks that one node's clock may lose against the others.
     pub(crate) drift: u64,
+    /// Promotions of the database's standby, which may lack the last commits.
+    pub(crate) promotions: u8,
+    /// Times that the first server takes over the second's contents under living connections.
+    pub(crate) replacements: u8,
     /// Whether a poll and its answer are two steps.
     pub(crate) slow_polls: bool,
     /// Ticks that an intent lasts.
@@ -85,6 +89,8 @@ impl Bounds {
             moves: 0,
             evicted_intents: 0,
             drift: 0,
+            promotions: 0,
+            replacements: 0,
             slow_polls: false,
             intent_lifetime: 2,
             timing: Timing {
@@ -122,6 +128,22 @@ impl Bounds {
     pub(crate) fn evicting(self) -> Self {
         Self {
             evicted_intents: 1,
+            ..self
+        }
+    }
+
+    /// Lets the database fail over to a standby that may lag.
+    pub(crate) fn promoting(self) -> Self {
+        Self {
+            promotions: 1,
+            ..self
+        }
+    }
+
+    /// Lets the first server take over the second's contents.
+    pub(crate) fn replacing(self) -> Self {
+        Self {
+            replacements: 1,
             ..self
         }
     }
@@ -178,6 +200,11 @@ impl fmt::Display for Bounds {
             (self.evicted_intents > 0, "an intent is evicted"),
             (self.drift > 0, "a clock drifts"),
             (self.slow_polls, "slow polls"),
+            (self.promotions > 0, "a lagging standby is promoted"),
+            (
+                self.replacements > 0,
+                "a server takes over another's contents",
+            ),
         ] {
             if set {
                 write!(f, ", {word}")?;
@@ -234,11 +261,17 @@ pub(crate) enum Mutant {
     BeginAgainKeepsValue,
     /// An acquire without an answer is sent again under the same token.
     AcquireAgain,
+    /// A renewal puts the lease back whatever the key holds.
+    RenewToken,
+    /// In bypass a read shares a load that began before it did.
+    JoinInBypass,
+    /// Neither the poll nor the guard compares the history of the database with the row's.
+    History,
 }
 
 impl Mutant {
     /// Every rule whose loss must show, the ones of the protocol's own table first.
-    pub(crate) const NEEDED: [Self; 20] = [
+    pub(crate) const NEEDED: [Self; 23] = [
         Self::FillToken,
         Self::LeaseChecks,
         Self::Observing,
@@ -259,6 +292,9 @@ impl Mutant {
         Self::StampAtFill,
         Self::BeginAgainKeepsValue,
         Self::AcquireAgain,
+        Self::RenewToken,
+        Self::JoinInBypass,
+        Self::History,
     ];
 
     /// Rules that stand in for each other: the loss of one alone must not show.
@@ -289,7 +325,10 @@ impl Mutant {
             Self::WaitAfterFailedEnd => Bounds::calm("WA RB RB").faults(1).epochs(2).evicting(),
             Self::Intent => Bounds::calm("WA RA RB RB").ticks(1),
             Self::ContendedEnd => Bounds::calm("WA WB RB"),
-            Self::BreakToken => Bounds::calm("WA RB RB RB RB"),
+            Self::BreakToken => Bounds::calm("WA RB RB RB RB").faults(1),
+            Self::RenewToken => Bounds::calm("WA RB RB"),
+            Self::JoinInBypass => Bounds::calm("WA RB RB"),
+            Self::History => Bounds::calm("WA RB").ticks(1).promoting(),
             Self::StampToken => Bounds::calm("WA LB LB"),
             Self::PageStamp => Bounds::calm("WA LB LB MB"),
             Self::StampAtFill => Bounds::calm("WA LB LB LB"),
@@ -324,6 +363,9 @@ impl Mutant {
             Self::StampAtFill => "a page carries the stamp found when it is stored",
             Self::BeginAgainKeepsValue => "a write begun again keeps its value",
             Self::AcquireAgain => "a fill lease is asked for again under the same token",
+            Self::RenewToken => "a fill lease is renewed without asking for its token",
+            Self::JoinInBypass => "past the cache, a read shares a load that began before it",
+            Self::History => "nobody compares the history of the database with the row's",
         }
     }
 }

@@ -9,9 +9,12 @@
 //!   pages of the one collection).
 //! - Two **cache servers**. Nodes start on redis a; a connection may change to redis b at any time
 //!   (a failover, a restart with an old snapshot: a server that was started again is another
-//!   server). Every epoch has its own cells in each server: item, collection, two pages.
+//!   server). Every epoch has its own cells in each server: item, collection, two pages. Redis a may
+//!   also take over the contents of redis b under living connections: it is a third server then,
+//!   and every answer to a command meant for the first one says so.
 //! - The **database**: the epoch row, and the number of writes committed, which is the version of
-//!   the item and of both pages. Version order is commit order.
+//!   the item and of both pages. Version order is commit order. It may fail over, once, to a standby
+//!   that lags: row and version go back, and the timeline is another one.
 //!
 //! # What is asked
 //!
@@ -20,6 +23,8 @@
 //! with. Versions are unique and a write takes effect at once, so this is linearizability, of item
 //! and pages together. Where an intent may be evicted (assumption A4 broken), only acknowledged
 //! writes oblige later reads. A write whose outcome is unknown obliges nobody until it is seen.
+//! What a failover of the database has lost obliges nobody either, and no read that begins more than
+//! a lease after the failover may return it.
 //!
 //! # What is one step
 //!
@@ -45,6 +50,7 @@
 //!   intent lapses at its deadline, or is evicted where the search says so.
 //! - A node ends the epoch because of **trouble** with some other key.
 //! - A connection **changes** to the other server; commands on the way keep going to the first.
+//! - A reader is **dropped** while it loads; the break of its lease is a late command.
 //!
 //! # Time
 //!
@@ -62,11 +68,17 @@
 //! - Of a node only what decides about its future is part of the state's hash; cells, commands and
 //!   writes of epochs that nobody is in any more are forgotten (not in mutants).
 //! - What the replica copies from the first server lies under names of epochs that are the first
-//!   server's, so nobody looks at it; the copy is a step only in the mutants where somebody does.
+//!   server's, so nobody looks at it; the copy is a step only where somebody does: in some mutants,
+//!   and where the first server takes it over.
+//! - A lease that its holder renews is one that does not expire, and any lease may expire at any time;
+//!   so a renewal is a step only in the mutant where it does something. A load past the cache is one
+//!   step, so reads that share it are reads that take that step together; a load that lasts is a step
+//!   of its own only in the mutant where a read joins it.
 //!
 //! # What is left out
 //!
-//! Progress (only safety is asked for), a second item, refusals by the database, failed proposals (a
+//! Progress (only safety is asked for), a second item, two primaries at once (their rows have different
+//! own ids, so they share no key), refusals by the database, failed proposals (a
 //! node that proposes and does not hear of it is one that polls later), errors inside a node, the
 //! encoding, writes that bypass the protocol.
 
@@ -92,7 +104,7 @@ pub(crate) const NEVER_STALE: &str = "no operation sees less than was known befo
 #[derive(Debug)]
 pub(crate) struct Search {
     pub(crate) bounds: Bounds,
-    pub(crate) ids: [ServerId; 2],
+    pub(crate) ids: [ServerId; 3],
     /// The keys of a write that some read of this search looks at, in the order in which the write
     /// begins and ends them.
     pub(crate) keys: Vec<Key>,
@@ -115,7 +127,7 @@ impl Search {
                 .filter(|key| looks_at(*key))
                 .collect(),
             bounds,
-            ids: ["a", "b"].map(ServerId::new),
+            ids: ["a", "b", "a with b's data"].map(ServerId::new),
             tally: Tally::default(),
         }
     }

@@ -71,7 +71,7 @@ impl Search {
                 let writers: Vec<_> = intent
                     .writers()
                     .iter()
-                    .map(|(token, _)| self.token_words(*token))
+                    .map(|writer| self.token_words(writer.token))
                     .collect();
                 let contended = if intent.contended() {
                     ", contended"
@@ -105,7 +105,7 @@ impl Search {
     /// A command in words: sent by the operation `by`, or executed long after.
     pub(crate) fn words(&self, command: Command, by: Option<usize>) -> String {
         let mut key = format!("{}@{}", name(command.key), command.target.epoch);
-        if self.bounds.moves > 0 {
+        if self.bounds.moves > 0 || self.bounds.replacements > 0 {
             key = format!("{key} on {}", server(command.target.server));
         }
         let of = match by {
@@ -127,6 +127,7 @@ impl Search {
                 under(token)
             ),
             Verb::Break(token) => format!("break_fill {key}{}{of}", under(token)),
+            Verb::Renew(token) => format!("renew_fill {key}{}{of}", under(token)),
             Verb::Begin(_) => format!("begin {key}{of}"),
             Verb::End(_, Some(version)) => format!("end {key} with v{version}{of}"),
             Verb::End(_, None) => format!("end {key} with no value{of}"),

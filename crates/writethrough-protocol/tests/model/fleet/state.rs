@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use bytes::Bytes;
 use writethrough_protocol::page::Page;
-use writethrough_protocol::{Acquire, EpochRow, KeyState, Monotonic, Node, Token};
+use writethrough_protocol::{Acquire, EpochRow, KeyState, Monotonic, Node, Sighting, Token};
 
 /// A version of the item, and of the page that shows it: the number of writes committed before.
 pub(crate) type Version = u8;
@@ -69,6 +69,7 @@ pub(crate) enum Verb {
     Fill(Token, Version),
     FillPage(usize, Token, Version),
     Break(Token),
+    Renew(Token),
     Begin(Token),
     End(Token, Option<Version>),
 }
@@ -117,8 +118,12 @@ pub(crate) enum At {
     Loaded(Target, Token, Version),
     /// Somebody else loads under this lease.
     Await(Target, Token),
+    /// Loaded this version beside another's lease: fill nothing.
+    LoadedBeside(Target, Token, Version),
     /// Read the database, fill nothing.
     Store,
+    /// Mutant: read this version in the database, and not yet returned it.
+    LoadedInBypass(Version),
     /// A write that has to start again.
     Again,
     Begin {
@@ -150,6 +155,8 @@ pub(crate) enum At {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Progress {
     pub(crate) floor: Version,
+    /// It began when every lease from before the promotion had run out.
+    pub(crate) after_promotion: bool,
     pub(crate) at: At,
 }
 
@@ -162,7 +169,15 @@ pub(crate) struct Member {
     /// Ticks that its clock has lost.
     pub(crate) lag: u64,
     /// A poll under way: what it read, and when it started.
-    pub(crate) poll: Option<(EpochRow, Monotonic)>,
+    pub(crate) poll: Option<(Sighting, Monotonic)>,
+}
+
+/// What the database's standby has received so far.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Standby {
+    pub(crate) row: EpochRow,
+    pub(crate) row_timeline: u8,
+    pub(crate) version: Version,
 }
 
 /// A stale read: the operation and the version it returned.
@@ -179,6 +194,8 @@ pub(crate) struct Budget {
     pub(crate) moves: u8,
     pub(crate) evicted_intents: u8,
     pub(crate) drift: u64,
+    pub(crate) promotions: u8,
+    pub(crate) replacements: u8,
 }
 
 /// One state of the fleet.
@@ -188,10 +205,23 @@ pub(crate) struct Fleet {
     /// The database: the epoch row and the number of writes committed.
     pub(crate) row: EpochRow,
     pub(crate) version: Version,
+    /// The history that the database is in, and the one that the row was written in.
+    pub(crate) timeline: u8,
+    pub(crate) row_timeline: u8,
+    /// The standby, while one may still be promoted.
+    pub(crate) standby: Option<Standby>,
+    /// The newest version ever committed, and those that a promotion has lost: above the first, up
+    /// to the second.
+    pub(crate) newest: Version,
+    pub(crate) lost: (Version, Version),
+    /// When the standby was promoted.
+    pub(crate) promoted_at: Option<u64>,
     pub(crate) late_writes: Vec<LateWrite>,
     pub(crate) nodes: [Member; 2],
     /// By server, then by epoch number less one.
-    pub(crate) caches: [Vec<Cells>; 2],
+    pub(crate) caches: [Vec<Cells>; 3],
+    /// The first server has taken over the contents of the second: it is the third server now.
+    pub(crate) replaced: bool,
     /// The server of each epoch so far; `None` for bypass.
     pub(crate) servers: Vec<Option<usize>>,
     pub(crate) late: Vec<Command>,
@@ -214,6 +244,11 @@ impl Fleet {
         let place = usize::try_from(target.epoch - 1).unwrap_or(0);
         &mut self.caches[target.server][place]
     }
+
+    /// Whether the database has lost this version.
+    pub(crate) fn is_lost(&self, version: Version) -> bool {
+        self.lost.0 < version && version <= self.lost.1
+    }
 }
 
 /// Two states that differ only in how they were reached hash alike: of a node only what decides
@@ -222,6 +257,8 @@ impl Hash for Fleet {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         self.now.hash(hasher);
         (self.row.number, self.row.settled, self.version).hash(hasher);
+        (self.timeline, self.row_timeline, &self.standby).hash(hasher);
+        (self.newest, self.lost, self.promoted_at, self.replaced).hash(hasher);
         self.late_writes.hash(hasher);
         for (place, node) in self.nodes.iter().enumerate() {
             let now = self.clock(place);
@@ -235,8 +272,10 @@ impl Hash for Fleet {
                 writethrough_protocol::WritePermit::Wait(until) => until.hash(hasher),
                 _ => true.hash(hasher),
             }
-            (node.link, node.lag).hash(hasher);
-            node.poll.hash(hasher);
+            (node.link, node.lag, node.view.astray()).hash(hasher);
+            let poll = node.poll.as_ref();
+            poll.map(|(sighting, at)| (&sighting.row, sighting.in_its_history, at))
+                .hash(hasher);
         }
         self.caches.hash(hasher);
         self.servers.hash(hasher);

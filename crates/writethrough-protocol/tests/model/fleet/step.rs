@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use writethrough_protocol::page::{self, Page};
-use writethrough_protocol::read::{self, Bypass, Next};
+use writethrough_protocol::read::{self, Bypass, Next, PageNext};
 use writethrough_protocol::write::{self, AfterBegin, AfterEnd, AfterWrite, Outcome};
 use writethrough_protocol::{
-    Acquire, Epoch, EpochRow, KeyState, Mode, Node, Proposal, ReadPermit, Sighting, Token,
-    WritePermit,
+    Acquire, Epoch, EpochRow, HistoryId, KeyState, Mode, Node, Proposal, ReadPermit, Sighting,
+    Token, WritePermit,
 };
 
 use super::Search;
@@ -16,7 +16,7 @@ use super::bounds::{Kind, Mutant, TICK};
 use super::schedule::Log;
 use super::state::{
     At, Budget, Cell, Cells, Command, Ending, Fleet, Key, LateWrite, Member, Progress, Stale,
-    Target, Then, Verb, Version, bytes, version,
+    Standby, Target, Then, Verb, Version, bytes, version,
 };
 use super::tally::Event;
 
@@ -41,8 +41,17 @@ pub(crate) enum Action {
     Move(usize),
     /// The replica copies the first server's contents.
     Copy,
-    /// Mutant: the first server becomes a replica of the second and takes over its contents.
+    /// The first server becomes a replica of the second for a moment and takes over its contents:
+    /// from then on it is another server, on the connections that led to the first one.
+    Replace,
+    /// A node learns that its connection leads to a replaced server.
+    Notice(usize),
+    /// Mutant: the same, and it passes for the server that it was.
     Demote,
+    /// The database's standby receives what the primary has committed.
+    Replicate,
+    /// The standby takes over with what it has received; the rest is lost.
+    Promote,
     /// A cell is gone: evicted, expired, cleared or flushed.
     Evict(Target, Cell),
     /// A command whose sender has given up executes.
@@ -67,8 +76,12 @@ pub(crate) enum Way {
     NoAnswerAgain,
     /// A waiting read looks at the key again.
     LookAgain,
-    /// A read of the list that has seen another's fill lease loads under it too.
-    LoadToo,
+    /// A waiting read has waited long enough: it loads beside the lease that it saw.
+    LoadBeside,
+    /// A read is dropped while it loads under its lease: it breaks the lease, now or later.
+    Drop,
+    /// Mutant: a read that loads puts its lease back.
+    Renew,
     /// A read shares what another one of its process has loaded.
     Share(usize),
     /// Mutant: a read that begins shares a load of the same key.
@@ -96,6 +109,7 @@ impl Search {
 
     pub(crate) fn first(&self) -> Fleet {
         let row = EpochRow {
+            history: HistoryId::new("0"),
             number: Epoch(1),
             mode: Mode::Cached(self.ids[0].clone()),
             settled: true,
@@ -106,6 +120,16 @@ impl Search {
             now: 0,
             row: row.clone(),
             version: 0,
+            timeline: 0,
+            row_timeline: 0,
+            standby: (self.bounds.promotions > 0).then(|| Standby {
+                row: row.clone(),
+                row_timeline: 0,
+                version: 0,
+            }),
+            newest: 0,
+            lost: (0, 0),
+            promoted_at: None,
             late_writes: Vec::new(),
             nodes: std::array::from_fn(|_| Member {
                 view: view.clone(),
@@ -114,11 +138,13 @@ impl Search {
                 poll: None,
             }),
             caches: std::array::from_fn(|_| vec![Cells::EMPTY; self.bounds.epochs as usize]),
+            replaced: false,
             servers: vec![Some(0)],
             late: Vec::new(),
             operations: vec![
                 Progress {
                     floor: 0,
+                    after_promotion: false,
                     at: At::Idle
                 };
                 self.bounds.operations.len()
@@ -129,15 +155,27 @@ impl Search {
                 moves: self.bounds.moves,
                 evicted_intents: self.bounds.evicted_intents,
                 drift: self.bounds.drift,
+                promotions: self.bounds.promotions,
+                replacements: self.bounds.replacements,
             },
             stale: None,
             reading: [true; 2],
         };
         for node in 0..2 {
             let now = fleet.clock(node);
-            fleet.nodes[node].view.saw(row.clone(), Some(now), now);
+            let sighting = self.sighting(&fleet);
+            fleet.nodes[node].view.saw(&sighting, Some(now), now);
         }
         fleet
+    }
+
+    /// The epoch row as a poll sees it now.
+    fn sighting(&self, s: &Fleet) -> Sighting {
+        Sighting {
+            row: s.row.clone(),
+            in_its_history: s.row_timeline == s.timeline || self.mutant(Mutant::History),
+            trouble_age: None,
+        }
     }
 
     // ---- what is possible ----------------------------------------------------------------------
@@ -154,7 +192,7 @@ impl Search {
         }
         out.extend((0..s.late.len()).map(Action::Late));
         out.extend((0..s.late_writes.len()).map(Action::LateWrite));
-        for server in 0..2 {
+        for server in 0..3 {
             for (place, cells) in s.caches[server].iter().enumerate() {
                 let target = Target {
                     epoch: place as u64 + 1,
@@ -184,13 +222,21 @@ impl Search {
             Mutant::FixedTarget,
             Mutant::ServerContents,
         ];
-        if copied.into_iter().any(|mutant| self.mutant(mutant))
+        // So does a search where the first server takes over what the replica has copied.
+        if (copied.into_iter().any(|mutant| self.mutant(mutant)) || s.budget.replacements > 0)
             && s.nodes.iter().all(|node| node.link == 0)
         {
             out.push(Action::Copy);
             if self.mutant(Mutant::ServerContents) {
                 out.push(Action::Demote);
             }
+        }
+        if s.budget.replacements > 0 {
+            out.push(Action::Replace);
+        }
+        if s.budget.promotions > 0 {
+            out.push(Action::Replicate);
+            out.push(Action::Promote);
         }
         if s.now < self.bounds.ticks {
             out.push(Action::Tick { slow: None });
@@ -209,7 +255,7 @@ impl Search {
             .any(|(progress, _)| match progress.at {
                 At::Idle => true,
                 At::Done => false,
-                _ => progress.floor > 0,
+                _ => progress.floor > 0 || progress.after_promotion,
             })
     }
 
@@ -222,14 +268,18 @@ impl Search {
         } else {
             out.push(Action::PollAnswered(node));
         }
+        if s.replaced && member.link == 0 {
+            out.push(Action::Notice(node));
+        }
         let now = s.clock(node);
         if !s.row.settled && member.view.should_settle(now) == Some(s.row.number) {
             out.push(Action::Settle(node));
         }
         let seen = member.view.row().map(|row| row.number);
-        if seen == Some(s.row.number) && s.row.number.0 < self.bounds.epochs {
+        let astray = member.view.astray().is_some();
+        if (seen == Some(s.row.number) || astray) && self.epochs_left(s) {
             out.push(Action::Propose(node));
-            if s.budget.faults > 0 && s.row.mode != Mode::Bypass {
+            if s.budget.faults > 0 && s.row.mode != Mode::Bypass && !astray {
                 out.push(Action::Trouble(node));
             }
         }
@@ -244,6 +294,11 @@ impl Search {
         {
             out.push(Action::Crash(node));
         }
+    }
+
+    /// Whether another epoch is within the bounds.
+    fn epochs_left(&self, s: &Fleet) -> bool {
+        (s.servers.len() as u64) < self.bounds.epochs
     }
 
     fn possible_of(&self, s: &Fleet, place: usize, out: &mut Vec<Action>) {
@@ -264,27 +319,32 @@ impl Search {
                 }
                 push(Way::Well);
                 if self.mutant(Mutant::JoinByKey) {
-                    for other in self.loaded_beside(s, place, |_| true) {
+                    for other in self.loads_of(s, place, |token| token.is_some()) {
+                        push(Way::Join(other));
+                    }
+                }
+                if self.mutant(Mutant::JoinInBypass) {
+                    for other in self.loads_of(s, place, |token| token.is_none()) {
                         push(Way::Join(other));
                     }
                 }
             }
             At::Await(_, lease) => {
                 push(Way::LookAgain);
-                push(Way::Well);
-                if let Kind::List(_) = operation.kind {
-                    push(Way::LoadToo);
-                }
-                if faults {
-                    push(Way::NoAnswer);
-                }
-                for other in self.loaded_beside(s, place, |token| token == *lease) {
+                push(Way::LoadBeside);
+                for other in self.loads_of(s, place, |token| token == Some(*lease)) {
                     push(Way::Share(other));
                 }
             }
             At::Load(_, lease) => {
                 push(Way::Well);
-                for other in self.loaded_beside(s, place, |token| token == *lease) {
+                if self.mutant(Mutant::RenewToken) {
+                    push(Way::Renew);
+                }
+                if faults && *lease == token_of(place) && operation.kind == Kind::Read {
+                    push(Way::Drop);
+                }
+                for other in self.loads_of(s, place, |token| token == Some(*lease)) {
                     push(Way::Share(other));
                 }
             }
@@ -306,12 +366,15 @@ impl Search {
             }
             At::Loaded(..) | At::Commit { .. } => {
                 push(Way::Well);
+                if self.mutant(Mutant::RenewToken) && operation.kind != Kind::Write {
+                    push(Way::Renew);
+                }
                 if faults {
                     push(Way::NoAnswer);
                 }
             }
-            At::Propose(epoch, _) => {
-                if *epoch < self.bounds.epochs {
+            At::Propose(..) => {
+                if self.epochs_left(s) {
                     push(Way::Well);
                 }
             }
@@ -319,14 +382,22 @@ impl Search {
         }
     }
 
-    /// The reads of the same key on the same node that have loaded under a token that fits.
-    fn loaded_beside(&self, s: &Fleet, place: usize, fits: impl Fn(Token) -> bool) -> Vec<usize> {
+    /// The reads of the same key on the same node that have loaded: under a token that fits, or past
+    /// the cache.
+    fn loads_of(
+        &self,
+        s: &Fleet,
+        place: usize,
+        fits: impl Fn(Option<Token>) -> bool,
+    ) -> Vec<usize> {
         (0..s.operations.len())
             .filter(|other| *other != place)
             .filter(|other| self.bounds.operations[*other] == self.bounds.operations[place])
-            .filter(
-                |other| matches!(s.operations[*other].at, At::Loaded(_, token, _) if fits(token)),
-            )
+            .filter(|other| match s.operations[*other].at {
+                At::Loaded(_, token, _) | At::LoadedBeside(_, token, _) => fits(Some(token)),
+                At::LoadedInBypass(_) => fits(None),
+                _ => false,
+            })
             .collect()
     }
 
@@ -338,21 +409,21 @@ impl Search {
             Action::Tick { slow } => self.tick(s, slow, log),
             Action::Poll(node) => {
                 let now = s.clock(node);
-                let row = s.row.clone();
-                self.saw(s, node, row, Some(now), log)
+                let sighting = self.sighting(s);
+                self.saw(s, node, sighting, Some(now), log)
             }
             Action::PollSent(node) => {
-                s.nodes[node].poll = Some((s.row.clone(), s.clock(node)));
+                s.nodes[node].poll = Some((self.sighting(s), s.clock(node)));
                 log.on(node, || format!("polls: the row says {}", log_row(&s.row)));
                 true
             }
             Action::PollAnswered(node) => match s.nodes[node].poll.take() {
-                Some((row, started)) => {
+                Some((sighting, started)) => {
                     let started = match self.mutant(Mutant::LeaseFromAnswer) {
                         true => s.clock(node),
                         false => started,
                     };
-                    self.saw(s, node, row, Some(started), log);
+                    self.saw(s, node, sighting, Some(started), log);
                     true
                 }
                 None => false,
@@ -364,10 +435,7 @@ impl Search {
                 true
             }
             Action::Propose(node) => {
-                let sighting = Sighting {
-                    row: s.row.clone(),
-                    trouble_age: None,
-                };
+                let sighting = self.sighting(s);
                 match s.nodes[node].view.proposal(&sighting, s.clock(node)) {
                     Some(proposal) => self.propose(s, node, proposal, log),
                     None => false,
@@ -381,8 +449,9 @@ impl Search {
             }
             Action::Move(node) => {
                 s.budget.moves -= 1;
+                let first = if s.replaced { 2 } else { 0 };
                 let member = &mut s.nodes[node];
-                member.link = 1 - member.link;
+                member.link = if member.link == 1 { first } else { 1 };
                 let reported = match self.mutant(Mutant::ServerIdentity) {
                     true => 0,
                     false => member.link,
@@ -401,6 +470,34 @@ impl Search {
                 log.line(|| format!("{}: copies the contents of {}", server(1), server(0)));
                 changed
             }
+            Action::Replace => {
+                s.budget.replacements -= 1;
+                s.replaced = true;
+                s.caches[2] = s.caches[1].clone();
+                log.line(|| format!("{}: takes over the contents of {}", server(0), server(1)));
+                true
+            }
+            Action::Notice(node) => {
+                let member = &mut s.nodes[node];
+                member.link = 2;
+                member.view.connection_changed(Some(self.ids[2].clone()));
+                log.on(node, || {
+                    format!("notices that it is connected to {}", server(2))
+                });
+                true
+            }
+            Action::Replicate => {
+                let standby = Standby {
+                    row: s.row.clone(),
+                    row_timeline: s.row_timeline,
+                    version: s.version,
+                };
+                let changed = s.standby.as_ref() != Some(&standby);
+                s.standby = Some(standby);
+                log.line(|| format!("standby: has everything up to v{}", s.version));
+                changed
+            }
+            Action::Promote => self.promote(s, log),
             Action::Demote => {
                 let changed = s.caches[0] != s.caches[1];
                 s.caches[0] = s.caches[1].clone();
@@ -442,9 +539,10 @@ impl Search {
             Action::LateWrite(index) => {
                 let write = s.late_writes.remove(index);
                 let late = write.deadline.is_some_and(|deadline| s.now >= deadline);
-                let fenced = s.row.number.0 != write.epoch && !self.mutant(Mutant::Guard);
+                let fenced = self.refuses(s, write.epoch);
                 if !late && !fenced {
-                    s.version += 1;
+                    s.newest += 1;
+                    s.version = s.newest;
                     self.tally.count(Event::LateWrite);
                     log.line(|| {
                         format!(
@@ -463,6 +561,44 @@ impl Search {
             self.tidy(s);
         }
         changed
+    }
+
+    /// The standby becomes the primary: a new timeline, without what it had not received.
+    fn promote(&self, s: &mut Fleet, log: &mut Log) -> bool {
+        s.budget.promotions -= 1;
+        let Some(standby) = s.standby.take() else {
+            return false;
+        };
+        log.line(|| {
+            let lost = match standby.version < s.version {
+                true => format!(", v{} is lost", s.version),
+                false => String::new(),
+            };
+            format!(
+                "database: the standby is promoted with v{}{lost}",
+                standby.version
+            )
+        });
+        s.lost = (standby.version, s.version);
+        s.version = standby.version;
+        s.row = standby.row;
+        s.row_timeline = standby.row_timeline;
+        s.timeline += 1;
+        s.promoted_at = Some(s.now);
+        // What was sent to the old primary is not executed by the new one.
+        s.late_writes.clear();
+        // Nobody is obliged by what the database itself has lost.
+        s.floor = s.floor.min(s.version);
+        for progress in &mut s.operations {
+            progress.floor = progress.floor.min(s.version);
+        }
+        true
+    }
+
+    /// Whether the guard refuses a commit announced in this epoch.
+    fn refuses(&self, s: &Fleet, epoch: u64) -> bool {
+        let other_history = s.row_timeline != s.timeline && !self.mutant(Mutant::History);
+        (s.row.number.0 != epoch || other_history) && !self.mutant(Mutant::Guard)
     }
 
     fn tick(&self, s: &mut Fleet, slow: Option<usize>, log: &mut Log) -> bool {
@@ -492,19 +628,22 @@ impl Search {
         &self,
         s: &mut Fleet,
         node: usize,
-        mut row: EpochRow,
+        mut sighting: Sighting,
         poll_started: Option<writethrough_protocol::Monotonic>,
         log: &mut Log,
     ) -> bool {
         let now = s.clock(node);
         if self.mutant(Mutant::Observing) {
-            row.settled = true;
+            sighting.row.settled = true;
         }
         let view = &mut s.nodes[node].view;
         let before = view.clone();
-        view.saw(row, poll_started, now);
+        view.saw(&sighting, poll_started, now);
         log.on(node, || {
             let number = view.row().map_or(0, |row| row.number.0);
+            if view.astray().is_some() {
+                return format!("believes no row of another history; knew epoch {number}");
+            }
             match (view.is_active(now), view.lease_until()) {
                 (false, _) => format!("sees epoch {number} and observes it"),
                 (true, Some(until)) if until > now => format!(
@@ -519,13 +658,21 @@ impl Search {
 
     /// Applies a proposal in the database and shows the proposer what came of it.
     fn propose(&self, s: &mut Fleet, node: usize, mut proposal: Proposal, log: &mut Log) -> bool {
-        if self.mutant(Mutant::SettledProposals) {
-            proposal.settled = true;
+        if let (Proposal::Next { settled, .. }, true) =
+            (&mut proposal, self.mutant(Mutant::SettledProposals))
+        {
+            *settled = true;
         }
-        if proposal.from.0 >= self.bounds.epochs {
+        if !self.epochs_left(s) {
             return false;
         }
-        if let Some(next) = proposal.apply(&s.row) {
+        let history = || HistoryId::new(s.timeline.to_string());
+        if let Some(mut next) = proposal.apply(&s.row, history) {
+            if let Proposal::NewHistory { .. } = proposal {
+                // The leap puts it above every number that was ever used.
+                next.number = Epoch(s.servers.len() as u64 + 1);
+                s.row_timeline = s.timeline;
+            }
             s.servers.push(match &next.mode {
                 Mode::Bypass => None,
                 Mode::Cached(id) => self.ids.iter().position(|known| known == id),
@@ -533,8 +680,8 @@ impl Search {
             s.row = next;
             log.on(node, || format!("proposes {}", log_row(&s.row)));
         }
-        let row = s.row.clone();
-        self.saw(s, node, row, None, log);
+        let sighting = self.sighting(s);
+        self.saw(s, node, sighting, None, log);
         true
     }
 
@@ -606,10 +753,12 @@ impl Search {
         });
         for epoch in 1..row {
             let seen = |row: Option<&EpochRow>| row.is_some_and(|row| row.number.0 == epoch);
-            let live =
-                s.nodes.iter().any(|node| {
-                    seen(node.view.row()) || seen(node.poll.as_ref().map(|(row, _)| row))
-                }) || s.operations.iter().any(|progress| {
+            let live = seen(s.standby.as_ref().map(|standby| &standby.row))
+                || s.nodes.iter().any(|node| {
+                    let poll = node.poll.as_ref().map(|(sighting, _)| &sighting.row);
+                    seen(node.view.row()) || seen(poll)
+                })
+                || s.operations.iter().any(|progress| {
                     target(&progress.at).is_some_and(|target| target.epoch == epoch)
                 });
             if !live {
@@ -628,7 +777,16 @@ impl Search {
         if self.mutant(Mutant::FixedTarget) {
             target.server = s.nodes[self.bounds.operations[place].node].link;
         }
+        if s.replaced && target.server == 0 {
+            target.server = 2;
+        }
         target
+    }
+
+    /// Whether the answer to a command on this target says that the server was replaced: the server
+    /// tells it before any later answer on the connection.
+    fn disowned(&self, s: &Fleet, target: Target) -> bool {
+        s.replaced && target.server == 0
     }
 
     /// The command that an operation is about to send.
@@ -641,7 +799,7 @@ impl Search {
                 Kind::List(page) => (target, read_key, Verb::FillPage(page, token, version)),
                 _ => (target, read_key, Verb::Fill(token, version)),
             },
-            At::Await(target, token) => (target, read_key, Verb::Break(token)),
+            At::Load(target, token) => (target, read_key, Verb::Break(token)),
             At::Begin {
                 target, place: key, ..
             } => (target, self.keys[key], Verb::Begin(token_of(place))),
@@ -673,7 +831,7 @@ impl Search {
     /// Executes a command in its server, atomically, and tells in words what came of it.
     fn execute(&self, s: &mut Fleet, command: Command, by: Option<usize>, log: &Log) -> String {
         let now = s.now;
-        let deadline = now + self.bounds.intent_lifetime;
+        let lifetime = self.bounds.intent_lifetime;
         let cells = s.cells(command.target);
         let state = std::mem::replace(cells.key(command.key), KeyState::Absent);
         let mut refused = false;
@@ -713,13 +871,17 @@ impl Search {
                 true => KeyState::Absent,
                 false => state.break_fill(token).0,
             },
+            Verb::Renew(token) => match self.mutant(Mutant::RenewToken) {
+                true => KeyState::FillLease(token),
+                false => state.renew_fill(token).0,
+            },
             Verb::Begin(token) => match self.mutant(Mutant::Intent) {
                 true => state,
-                false => state.begin(token, deadline, now),
+                false => state.begin(token, lifetime, now),
             },
             Verb::End(token, value) => {
                 let last = matches!(&state, KeyState::Intent(intent)
-                    if intent.writers().iter().all(|(writer, _)| *writer == token));
+                    if intent.writers().iter().all(|writer| writer.token == token));
                 match value {
                     Some(version) if last && self.mutant(Mutant::ContendedEnd) => {
                         KeyState::Value(Some(bytes(version)))
@@ -756,11 +918,18 @@ impl Search {
         }
         match way {
             Way::Share(other) | Way::Join(other) => {
-                if let At::Loaded(_, _, version) = s.operations[other].at {
+                let at = s.operations[other].at.clone();
+                if let At::Loaded(_, _, version)
+                | At::LoadedBeside(_, _, version)
+                | At::LoadedInBypass(version) = at
+                {
                     if let Way::Join(_) = way {
                         self.begin_operation(s, place);
                     }
-                    self.tally.count(Event::Shared);
+                    self.tally.count(match at {
+                        At::LoadedBeside(..) => Event::SharedBeside,
+                        _ => Event::Shared,
+                    });
                     log.on_operation(self, place, || {
                         format!("shares the load of {}: v{version}", self.label(other))
                     });
@@ -774,13 +943,35 @@ impl Search {
                     _ => false,
                 };
             }
-            Way::LoadToo => {
+            Way::LoadBeside => {
                 if let At::Await(target, lease) = s.operations[place].at {
                     let version = s.version;
-                    s.operations[place].at = At::Loaded(target, lease, version);
+                    s.operations[place].at = At::LoadedBeside(target, lease, version);
                     log.on_operation(self, place, || {
-                        format!("loads v{version} from the database, under the lease it saw")
+                        format!("loads v{version} from the database, beside the lease it saw")
                     });
+                }
+                return true;
+            }
+            Way::Drop => {
+                s.budget.faults -= 1;
+                s.late.extend(self.command(s, place));
+                s.operations[place].at = At::Done;
+                log.on_operation(self, place, || "is dropped".to_owned());
+                return true;
+            }
+            Way::Renew => {
+                if let At::Load(target, token) | At::Loaded(target, token, _) =
+                    s.operations[place].at
+                {
+                    let renewal = Command {
+                        operation: place,
+                        target,
+                        key: key(operation.kind),
+                        verb: Verb::Renew(token),
+                    };
+                    let words = self.execute(s, renewal, Some(place), log);
+                    log.on_operation(self, place, || words);
                 }
                 return true;
             }
@@ -794,8 +985,21 @@ impl Search {
             At::Again => self.start_write(s, place, log),
             At::Get(target) => self.get(s, place, target, log),
             At::Got(target, state, page) => {
-                let next = read::after_get(state.clone(), self.holds_lease(s, node, target));
-                self.decide(s, place, target, next, Some((state, page)), log)
+                let lease_valid = self.holds_lease(s, node, target);
+                match operation.kind {
+                    Kind::List(_) => {
+                        let believed = match (self.mutant(Mutant::PageStamp), page::stamp(&state)) {
+                            (true, Some(stamp)) => page.map(|page| Page { stamp, ..page }),
+                            _ => page,
+                        };
+                        let next = read::after_get_page(state, believed, lease_valid);
+                        self.decide_page(s, place, target, next, log)
+                    }
+                    _ => {
+                        let next = read::after_get(state, lease_valid);
+                        self.decide(s, place, target, next, log)
+                    }
+                }
             }
             At::Acquire(target) => {
                 let state = s
@@ -807,21 +1011,20 @@ impl Search {
                     let words = self.execute(s, command, Some(place), log);
                     log.on_operation(self, place, || words);
                 }
+                if self.disowned(s, target) {
+                    s.operations[place].at = At::Store;
+                    return true;
+                }
                 if answer == Acquire::Acquired {
                     // The decision is the same whether the lease holds or not.
-                    let next = read::after_acquire(answer, true);
-                    return self.decide(s, place, target, next, None, log);
+                    return self.decide_acquired(s, place, target, answer, true, log);
                 }
                 s.operations[place].at = At::Answered(target, answer);
                 true
             }
             At::Answered(target, answer) => {
-                let seen = match &answer {
-                    Acquire::Held(state) => Some((state.clone(), None)),
-                    Acquire::Acquired => None,
-                };
-                let next = read::after_acquire(answer, self.holds_lease(s, node, target));
-                self.decide(s, place, target, next, seen, log)
+                let lease_valid = self.holds_lease(s, node, target);
+                self.decide_acquired(s, place, target, answer, lease_valid, log)
             }
             At::Load(target, token) => {
                 let version = s.version;
@@ -836,9 +1039,15 @@ impl Search {
                 self.finish_read(s, place, version, log);
                 true
             }
-            At::Await(..) => {
-                self.send(s, place, log);
-                s.operations[place].at = At::Store;
+            At::Await(..) => false,
+            At::LoadedBeside(_, _, version) | At::LoadedInBypass(version) => {
+                self.finish_read(s, place, version, log);
+                true
+            }
+            At::Store if self.mutant(Mutant::JoinInBypass) => {
+                let version = s.version;
+                s.operations[place].at = At::LoadedInBypass(version);
+                log.on_operation(self, place, || format!("reads v{version} in the database"));
                 true
             }
             At::Store => {
@@ -855,6 +1064,7 @@ impl Search {
                 again,
             } => {
                 self.send(s, place, log);
+                let placed = !self.disowned(s, target);
                 s.operations[place].at = if key + 1 < self.keys.len() {
                     At::Begin {
                         target,
@@ -863,7 +1073,7 @@ impl Search {
                         again,
                     }
                 } else {
-                    match write::after_begin(true) {
+                    match write::after_begin(placed) {
                         AfterBegin::Write => At::Commit {
                             epoch: target.epoch,
                             target: Some(target),
@@ -927,7 +1137,8 @@ impl Search {
                         ending,
                     };
                 } else {
-                    self.ended(s, place, target.epoch, announced, ending, true, log);
+                    let answered = !self.disowned(s, target);
+                    self.ended(s, place, target.epoch, announced, ending, answered, log);
                 }
                 true
             }
@@ -981,10 +1192,11 @@ impl Search {
                 self.state_words(Key::Item, &state)
             ),
         });
-        if let KeyState::Intent(_) = state {
+        if self.disowned(s, target) || matches!(state, KeyState::Intent(_)) {
             // The decision is the same whether the lease holds or not: no step of its own.
-            let next = read::after_get(state, true);
-            return self.decide(s, place, target, next, None, log);
+            s.operations[place].at = At::Store;
+            log.on_operation(self, place, || "goes past the cache".to_owned());
+            return true;
         }
         s.operations[place].at = At::Got(target, state, page);
         true
@@ -1031,7 +1243,7 @@ impl Search {
             }
             (At::End { place: key, .. }, true) => *key = 0,
             (_, true) => {}
-            (At::Acquire(_) | At::Await(..), false) => progress.at = At::Store,
+            (At::Acquire(_), false) => progress.at = At::Store,
             (At::Loaded(_, _, version), false) => {
                 let version = *version;
                 self.finish_read(s, place, version, log);
@@ -1071,6 +1283,8 @@ impl Search {
 
     fn begin_operation(&self, s: &mut Fleet, place: usize) {
         s.operations[place].floor = s.floor;
+        // A lease lasts a tick.
+        s.operations[place].after_promotion = s.promoted_at.is_some_and(|at| s.now > at);
     }
 
     fn start(&self, s: &mut Fleet, place: usize, log: &mut Log) -> bool {
@@ -1153,41 +1367,77 @@ impl Search {
             || s.nodes[node].view.holds_lease(Epoch(target.epoch), now)
     }
 
+    fn decide_acquired(
+        &self,
+        s: &mut Fleet,
+        place: usize,
+        target: Target,
+        answer: Acquire,
+        lease_valid: bool,
+        log: &mut Log,
+    ) -> bool {
+        match self.bounds.operations[place].kind {
+            Kind::List(_) => {
+                let next = read::after_acquire_page(token_of(place), answer, lease_valid);
+                self.decide_page(s, place, target, next, log)
+            }
+            _ => {
+                let next = read::after_acquire(answer, lease_valid);
+                self.decide(s, place, target, next, log)
+            }
+        }
+    }
+
+    fn decide_page(
+        &self,
+        s: &mut Fleet,
+        place: usize,
+        target: Target,
+        next: PageNext,
+        log: &mut Log,
+    ) -> bool {
+        s.operations[place].at = match next {
+            PageNext::Hit(bytes) => {
+                self.tally.count(Event::PageHit);
+                let version = version(&bytes);
+                log.on_operation(self, place, || format!("hits the page: v{version}"));
+                self.finish_read(s, place, version, log);
+                return true;
+            }
+            PageNext::AcquireFill => At::Acquire(target),
+            PageNext::LoadUnder(token) => At::Load(target, token),
+            PageNext::Bypass(reason) => self.past_the_cache(place, reason, log),
+        };
+        true
+    }
+
+    fn past_the_cache(&self, place: usize, reason: Bypass, log: &mut Log) -> At {
+        log.on_operation(self, place, || {
+            format!("goes past the cache ({})", reason.as_str())
+        });
+        At::Store
+    }
+
     fn decide(
         &self,
         s: &mut Fleet,
         place: usize,
         target: Target,
         next: Next,
-        seen: Option<(KeyState, Option<Page>)>,
         log: &mut Log,
     ) -> bool {
-        let kind = self.bounds.operations[place].kind;
-        let at = match next {
-            Next::Hit(payload) if key(kind) == Key::List => {
-                let stamp = payload.and_then(|stamp| Token::decode(&stamp).ok());
-                let believed = seen.and_then(|(list, page)| {
-                    page.filter(|page| {
-                        page::is_current(page, &list) || self.mutant(Mutant::PageStamp)
-                    })
-                });
-                match (believed, stamp) {
-                    (Some(page), _) => {
-                        self.tally.count(Event::PageHit);
-                        let version = version(&page.bytes);
-                        log.on_operation(self, place, || format!("hits the page: v{version}"));
-                        self.finish_read(s, place, version, log);
-                        return true;
-                    }
-                    (None, Some(stamp)) => At::Load(target, stamp),
-                    (None, None) => At::Store,
-                }
-            }
+        s.operations[place].at = match next {
             Next::Hit(payload) => {
                 let version = payload.map_or(0, |payload| version(&payload));
                 self.tally.count(Event::Hit);
                 if target.epoch > 1 {
                     self.tally.count(Event::HitAfterBypass);
+                }
+                if s.promoted_at.is_some() && target.epoch > 1 {
+                    self.tally.count(Event::HitAfterPromotion);
+                }
+                if target.server == 2 {
+                    self.tally.count(Event::HitAfterReplacement);
                 }
                 log.on_operation(self, place, || format!("hits v{version}"));
                 self.finish_read(s, place, version, log);
@@ -1196,22 +1446,28 @@ impl Search {
             Next::AcquireFill => At::Acquire(target),
             Next::Load => At::Load(target, token_of(place)),
             Next::Await(token) => At::Await(target, token),
-            Next::Bypass(reason) => {
-                log.on_operation(self, place, || {
-                    format!("goes past the cache ({})", reason.as_str())
-                });
-                At::Store
-            }
+            Next::Bypass(reason) => self.past_the_cache(place, reason, log),
         };
-        s.operations[place].at = at;
         true
     }
 
     fn finish_read(&self, s: &mut Fleet, place: usize, version: Version, log: &mut Log) {
-        let floor = s.operations[place].floor;
+        let Progress {
+            floor,
+            after_promotion,
+            ..
+        } = s.operations[place];
         s.operations[place].at = At::Done;
         s.operations[place].floor = 0;
-        if version < floor {
+        if after_promotion && s.is_lost(version) {
+            s.stale = Some(Stale {
+                operation: place,
+                version,
+            });
+            log.on_operation(self, place, || {
+                format!("returns v{version}: LOST by the database more than a lease ago")
+            });
+        } else if version < floor {
             s.stale = Some(Stale {
                 operation: place,
                 version,
@@ -1222,7 +1478,7 @@ impl Search {
         } else {
             log.on_operation(self, place, || format!("returns v{version}"));
         }
-        if !self.weak() {
+        if !self.weak() && !s.is_lost(version) {
             s.floor = s.floor.max(version);
         }
     }
@@ -1233,10 +1489,11 @@ impl Search {
         if late {
             return Outcome::NoEffect;
         }
-        if s.row.number.0 != epoch && !self.mutant(Mutant::Guard) {
+        if self.refuses(s, epoch) {
             return Outcome::Fenced;
         }
-        s.version += 1;
+        s.newest += 1;
+        s.version = s.newest;
         Outcome::Committed
     }
 
@@ -1271,7 +1528,9 @@ impl Search {
         match ending {
             Ending::Committed(version) => {
                 s.operations[place].at = At::Done;
-                s.floor = s.floor.max(version);
+                if !s.is_lost(version) {
+                    s.floor = s.floor.max(version);
+                }
                 log.on_operation(self, place, || format!("is acknowledged: v{version}"));
             }
             Ending::Fenced => s.operations[place].at = At::Again,
@@ -1298,11 +1557,18 @@ fn target(at: &At) -> Option<Target> {
         | At::Answered(target, _)
         | At::Load(target, _)
         | At::Loaded(target, ..)
+        | At::LoadedBeside(target, ..)
         | At::Await(target, _)
         | At::Begin { target, .. }
         | At::End { target, .. } => Some(*target),
         At::Commit { target, .. } => *target,
-        At::Idle | At::Store | At::Again | At::Propose(..) | At::Observe(..) | At::Done => None,
+        At::Idle
+        | At::Store
+        | At::LoadedInBypass(_)
+        | At::Again
+        | At::Propose(..)
+        | At::Observe(..)
+        | At::Done => None,
     }
 }
 
@@ -1322,7 +1588,7 @@ pub(crate) fn page_name(page: usize) -> &'static str {
 }
 
 pub(crate) fn server(server: usize) -> &'static str {
-    ["redis a", "redis b"][server]
+    ["redis a", "redis b", "redis a with the contents of redis b"][server]
 }
 
 pub(crate) fn node_name(node: usize) -> &'static str {

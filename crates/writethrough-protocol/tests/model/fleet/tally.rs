@@ -23,6 +23,12 @@ pub(crate) enum Event {
     LateWrite,
     /// A write acknowledged after a failed end, when the next epoch was active.
     AcknowledgedLate,
+    /// A load beside another process's lease that was shared.
+    SharedBeside,
+    /// A hit in a history after the first.
+    HitAfterPromotion,
+    /// A hit on the contents that a server has taken over.
+    HitAfterReplacement,
 }
 
 impl Event {
@@ -48,6 +54,9 @@ impl Event {
             Fenced: "a refused commit",
             LateWrite: "a late commit",
             AcknowledgedLate: "a write acknowledged after its epoch was ended",
+            SharedBeside: "a shared load beside a lease",
+            HitAfterPromotion: "a hit after a promotion",
+            HitAfterReplacement: "a hit in a server with other contents",
         }
     }
 }
@@ -55,7 +64,7 @@ impl Event {
 /// Counts of events over all explored steps. It is no part of a state: a state is the same however
 /// it was reached.
 #[derive(Debug, Default)]
-pub(crate) struct Tally([AtomicU64; 10]);
+pub(crate) struct Tally([AtomicU64; 13]);
 
 impl Tally {
     pub(crate) fn count(&self, event: Event) {

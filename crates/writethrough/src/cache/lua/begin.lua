@@ -6,10 +6,12 @@ local writers, flag, own, latest = {}, '-', false, 0
 
 if redis.call('GETRANGE', key, 0, 0) == 'I' then
   local state = redis.call('GET', key)
-  for at = 3, #state, 45 do
-    local deadline = tonumber(string.sub(state, at + 32, at + 44))
-    if deadline > now then
-      writers[#writers + 1] = string.sub(state, at, at + 44)
+  for at = 3, #state, 53 do
+    local deadline, meant =
+      tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
+    -- Further away than it was meant: this server's clock was set back since.
+    if deadline and meant and deadline > now and deadline - now <= meant then
+      writers[#writers + 1] = string.sub(state, at, at + 52)
       own = own or string.sub(state, at, at + 31) == token
       latest = math.max(latest, deadline)
       flag = string.sub(state, 2, 2)
@@ -19,7 +21,7 @@ end
 
 if not own then
   if #writers > 0 then flag = '+' end
-  writers[#writers + 1] = token .. string.format('%013d', now + lifetime)
+  writers[#writers + 1] = token .. string.format('%013d%08d', now + lifetime, lifetime)
   latest = math.max(latest, now + lifetime)
 end
 redis.call('SET', key, 'I' .. flag .. table.concat(writers), 'PXAT', latest)

@@ -12,13 +12,14 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local state = redis.call('GET', key)
 local others, own, latest = {}, false, 0
-for at = 3, #state, 45 do
-  local deadline = tonumber(string.sub(state, at + 32, at + 44))
-  if deadline > now then
+for at = 3, #state, 53 do
+  local deadline, meant =
+    tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
+  if deadline and meant and deadline > now and deadline - now <= meant then
     if string.sub(state, at, at + 31) == token then
       own = true
     else
-      others[#others + 1] = string.sub(state, at, at + 44)
+      others[#others + 1] = string.sub(state, at, at + 52)
       latest = math.max(latest, deadline)
     end
   end
