@@ -136,6 +136,16 @@ impl Testbed {
         Redis::launch(&self.ground).await
     }
 
+    /// Starts a standby of `primary`, asynchronous, through a link of its own
+    /// ([`Postgres::replication_link`]); it may still lag when this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Testbed::postgres`], and when the primary cannot be copied.
+    pub async fn postgres_standby_of(&self, primary: &Postgres) -> Result<Postgres> {
+        Postgres::launch_from(&self.ground, Some(primary)).await
+    }
+
     /// Starts a Redis server that follows `primary` through a link of its own; it has caught up when
     /// this returns.
     ///

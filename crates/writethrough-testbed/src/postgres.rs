@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::error::{Error, Result};
 use crate::ground::Ground;
+use crate::link::Link;
 use crate::port::Port;
 use crate::process::{Process, Reach, run};
 use crate::program::{User, find_program};
@@ -71,18 +72,39 @@ pub struct Postgres {
     programs: Programs,
     folder: PathBuf,
     port: Port,
+    /// The way to the primary, of a server that was made as a standby.
+    replication: Option<Link>,
     changing: tokio::sync::Mutex<()>,
 }
 
 impl Postgres {
     pub(crate) async fn launch(ground: &Arc<Ground>) -> Result<Postgres> {
+        Self::launch_from(ground, None).await
+    }
+
+    /// A standby of `primary`, or, without one, a server of its own.
+    pub(crate) async fn launch_from(
+        ground: &Arc<Ground>,
+        primary: Option<&Postgres>,
+    ) -> Result<Postgres> {
         let programs = Programs::find()?;
         if let Some(user) = programs.user {
             user.must_reach(&ground.folder)?;
         }
         let (name, folder) = ground.folder_for("postgres")?;
         programs.give(&folder)?;
-        programs.copy_template(ground, &folder.join("data")).await?;
+        let data = folder.join("data");
+        let replication = match primary {
+            None => {
+                programs.copy_template(ground, &data).await?;
+                None
+            }
+            Some(primary) => {
+                let link = Link::open(primary.addr()).await?;
+                programs.copy_primary(ground, &link, &data).await?;
+                Some(link)
+            }
+        };
 
         let reach = Reach::Postgres(folder.join("data"));
         let mut postgres = Postgres {
@@ -91,6 +113,7 @@ impl Postgres {
             programs,
             folder,
             port: Port::claim()?,
+            replication,
             changing: tokio::sync::Mutex::default(),
         };
         for _ in 0..PORT_ATTEMPTS {
@@ -264,6 +287,45 @@ impl Postgres {
         Ok(output.trim_end_matches('\n').to_owned())
     }
 
+    /// The way of a standby to its primary: stalled, the standby lags.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Misuse`] for a server that was not made as a standby.
+    pub fn replication_link(&self) -> Result<Link> {
+        let not_one = || Error::Misuse(format!("{} is not a standby", self.name()));
+        self.replication.clone().ok_or_else(not_one)
+    }
+
+    /// Waits until this standby has replayed what `primary` has committed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] after 60 s; as [`Postgres::run`].
+    pub async fn wait_caught_up_with(&self, primary: &Postgres) -> Result<()> {
+        let written = primary.run("SELECT pg_current_wal_lsn()").await?;
+        let query = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        self.process
+            .until("to catch up", START_BOUND, || async {
+                let caught_up = self.run(&query).await;
+                caught_up.is_ok_and(|answer| answer == "t").then_some(())
+            })
+            .await
+    }
+
+    /// Makes this standby a primary, with what it has received. It takes writes when this returns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Postgres::run`].
+    pub async fn promote(&self) -> Result<()> {
+        let promoted = self.run("SELECT pg_promote(true, 30)").await?;
+        match promoted.as_str() {
+            "t" => Ok(()),
+            _ => Err(Error::Misuse(format!("{} was not promoted", self.name()))),
+        }
+    }
+
     /// Whether it takes connections now, asked over a new connection.
     pub async fn is_up(&self) -> bool {
         probe(self.addr()).await
@@ -330,7 +392,7 @@ impl Postgres {
         let mut lines = file.lines();
         let pid = lines.next().and_then(|line| line.trim().parse().ok());
         let state = lines.nth(6).map(str::trim);
-        pid.is_some() && pid == self.pid() && state == Some("ready")
+        pid.is_some() && pid == self.pid() && matches!(state, Some("ready" | "standby"))
     }
 
     /// Removes what a killed server leaves: its lock files, which could name a process id that is in use
@@ -476,6 +538,29 @@ impl Programs {
             "the template {} does not last",
             template.folder.display()
         )))
+    }
+
+    /// Makes a data folder as a standby's of the server that the link leads to.
+    async fn copy_primary(&self, ground: &Arc<Ground>, link: &Link, data: &Path) -> Result<()> {
+        let mut command = self.command("pg_basebackup", self.user);
+        command
+            .arg("-D")
+            .arg(data)
+            .args(["-h", "127.0.0.1", "-U", USER, "-X", "stream", "-c", "fast"])
+            .args(["--no-sync", "-p", &link.addr().port().to_string()]);
+        run("pg_basebackup", command, &ground.reaper, TOOL_BOUND).await?;
+        let action = || format!("write the settings of {}", data.display());
+        let settings = data.join("postgresql.conf");
+        let standard = std::fs::read_to_string(&settings).map_err(Error::io(action()))?;
+        let conninfo = format!("host=127.0.0.1 port={} user={USER}", link.addr().port());
+        std::fs::write(
+            &settings,
+            format!("{standard}\nprimary_conninfo = '{conninfo}'\n"),
+        )
+        .map_err(Error::io(action()))?;
+        let signal = data.join("standby.signal");
+        std::fs::write(&signal, "").map_err(Error::io(action()))?;
+        self.give(&signal)
     }
 
     /// Where the template of this version and these settings is.

@@ -54,8 +54,8 @@ pub struct Ground {
 /// The source of truth: one row of text a key.
 #[derive(Clone)]
 pub struct Store {
-    pool: Option<Pool>,
-    rows: Arc<Mutex<HashMap<String, String>>>,
+    pub pool: Option<Pool>,
+    pub rows: Arc<Mutex<HashMap<String, String>>>,
     pub loads: Arc<AtomicU64>,
     pub writes: Arc<AtomicU64>,
 }

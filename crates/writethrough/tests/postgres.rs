@@ -1,0 +1,347 @@
+//! The fence in Postgres on real servers: another history of the database, a step back, and what the
+//! guard rests on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and shows its figures"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use deadpool_postgres::Pool;
+use support::{Ground, Node, Pair, Store, pool_of, until};
+use writethrough::postgres::UnfitDatabase;
+use writethrough::{
+    Fence, PostgresFence, ReadOutcome, RedisCache, RedisSettings, Settings, WriteThrough,
+};
+use writethrough_testbed::{Link, Postgres, Redis, Testbed};
+
+/// A node that reaches its database, for items and for the epoch, through one link: as behind a name
+/// or a list of hosts that leads to whoever is the primary.
+async fn node_behind(link: &Link, postgres: &Postgres, redis: &Redis) -> Node {
+    let url = link.url_for(&postgres.url());
+    let cache = RedisCache::connect(RedisSettings::new(redis.url())).unwrap();
+    let fence: Arc<dyn Fence> = Arc::new(PostgresFence::new(pool_of(&url, 2)));
+    let cached = WriteThrough::start(Settings::default(), Arc::new(cache), fence.clone()).unwrap();
+    let store = Store {
+        pool: Some(pool_of(&url, 8)),
+        ..Store::in_memory()
+    };
+    let node = Node {
+        cached,
+        fence,
+        store,
+    };
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    node
+}
+
+/// A value as the store has it, over a connection that may have to be made anew.
+async fn in_store(postgres: &Postgres, id: &str) -> Option<String> {
+    let query = format!("SELECT value FROM rows WHERE key = '{id}'");
+    let answer = postgres.run(&query).await.unwrap();
+    (!answer.is_empty()).then_some(answer)
+}
+
+/// A standby that lacks the last write is promoted. The row that it has is that of an epoch whose
+/// values are in Redis, the lost one among them; under its number alone every node, one that starts
+/// afterwards too, would serve the lost value as a hit until the TTL.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failover_has_lost_is_not_served_from_the_cache() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let (primary, redis) = (
+        ground.postgres.as_ref().unwrap(),
+        ground.redis.as_ref().unwrap(),
+    );
+    let testbed = Testbed::new().await.unwrap();
+    let standby = testbed.postgres_standby_of(primary).await.unwrap();
+    let link = testbed.link(primary.addr()).await.unwrap();
+    let nodes = [
+        node_behind(&link, primary, redis).await,
+        node_behind(&link, primary, redis).await,
+    ];
+    nodes[0].write("a", Some("kept")).await.unwrap();
+    standby.wait_caught_up_with(primary).await.unwrap();
+    standby.replication_link().unwrap().stall();
+    nodes[0].write("a", Some("lost")).await.unwrap();
+    assert_eq!(nodes[1].read("a").await.outcome, ReadOutcome::Hit);
+    let before = nodes[0].cached.status();
+
+    primary.kill().await.unwrap();
+    standby.promote().await.unwrap();
+    link.retarget(standby.addr());
+    link.reset();
+    assert_eq!(in_store(&standby, "a").await.as_deref(), Some("kept"));
+    let late = node_behind(&link, &standby, redis).await;
+    let all = [&nodes[0], &nodes[1], &late];
+    for node in all {
+        until("the node uses the cache in the new history", async || {
+            let status = node.cached.status();
+            status.history != before.history && node.cached.uses_cache()
+        })
+        .await;
+        // Twice: from the database, and what that read has filled.
+        for _ in 0..2 {
+            assert_eq!(node.value("a").await.as_deref(), Some("kept"));
+        }
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+        assert!(node.cached.status().epoch > before.epoch);
+    }
+    late.write("a", Some("new")).await.unwrap();
+    for node in all {
+        assert_eq!(node.value("a").await.as_deref(), Some("new"));
+    }
+}
+
+/// Two primaries and one Redis: what is filled on the isolated side would be a hit on the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_primaries_share_no_key() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let (old, redis) = (
+        ground.postgres.as_ref().unwrap(),
+        ground.redis.as_ref().unwrap(),
+    );
+    let testbed = Testbed::new().await.unwrap();
+    let standby = testbed.postgres_standby_of(old).await.unwrap();
+    let link = testbed.link(old.addr()).await.unwrap();
+    let isolated = ground.node().await;
+    let moved = node_behind(&link, old, redis).await;
+    isolated.write("a", Some("common")).await.unwrap();
+    standby.wait_caught_up_with(old).await.unwrap();
+    let before = moved.cached.status();
+    standby.promote().await.unwrap();
+    link.retarget(standby.addr());
+    link.reset();
+    until("the other side is in its own history", async || {
+        moved.cached.status().history != before.history && moved.cached.uses_cache()
+    })
+    .await;
+    assert_eq!(isolated.cached.status().history, before.history);
+    isolated.write("a", Some("isolated")).await.unwrap();
+    moved.write("a", Some("moved")).await.unwrap();
+    isolated.cached.clear("row", None).await.unwrap();
+    for (node, value) in [(&isolated, "isolated"), (&moved, "moved")] {
+        for _ in 0..3 {
+            assert_eq!(node.value("a").await.as_deref(), Some(value));
+        }
+    }
+}
+
+/// Before anybody has begun the new history, the promoted server's row still names the old epoch: the
+/// guard must not let a write of that epoch pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_guard_refuses_a_row_of_another_history() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let primary = ground.postgres.as_ref().unwrap();
+    let testbed = Testbed::new().await.unwrap();
+    let standby = testbed.postgres_standby_of(primary).await.unwrap();
+    standby.wait_caught_up_with(primary).await.unwrap();
+    let guard = "SELECT writethrough.guard(number) FROM writethrough.epoch";
+    assert_eq!(primary.run(guard).await.unwrap(), "t");
+    standby.promote().await.unwrap();
+    let refused = standby.run(guard).await.unwrap_err().to_string();
+    assert!(
+        refused.contains("another history of the database"),
+        "{refused}"
+    );
+    let propose = "SELECT number FROM writethrough.propose(
+        (SELECT number FROM writethrough.epoch), NULL, false)";
+    let number = standby.run(propose).await.unwrap();
+    assert_eq!(
+        number,
+        primary
+            .run("SELECT number FROM writethrough.epoch")
+            .await
+            .unwrap()
+    );
+    let begin = "SELECT in_its_history FROM writethrough.begin_history(
+        (SELECT number FROM writethrough.epoch), 0, 1 << 20)";
+    assert_eq!(standby.run(begin).await.unwrap(), "t");
+    assert_eq!(standby.run(guard).await.unwrap(), "t");
+}
+
+/// A copy of the data folder without recovery keeps its timeline; the number went back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_that_goes_back_begins_a_new_history() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let postgres = ground.postgres.as_ref().unwrap();
+    let node = ground.node().await;
+    node.write("a", Some("lost")).await.unwrap();
+    let before = node.cached.status();
+    postgres
+        .run(
+            "UPDATE rows SET value = 'restored';
+             UPDATE writethrough.epoch SET number = number - 1",
+        )
+        .await
+        .unwrap();
+    until("the cache is used again", async || {
+        node.cached.status().history != before.history && node.cached.uses_cache()
+    })
+    .await;
+    assert!(node.cached.status().epoch > before.epoch);
+    assert_eq!(node.value("a").await.as_deref(), Some("restored"));
+    node.write("a", Some("new")).await.unwrap();
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+}
+
+/// A promotion while writers and readers are at it: the old primary dies, the standby lacks what was
+/// written last. A read that begins when the new history is in use returns what the database has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_under_load_leaves_nothing_stale() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let (primary, redis) = (
+        ground.postgres.as_ref().unwrap(),
+        ground.redis.as_ref().unwrap(),
+    );
+    let testbed = Testbed::new().await.unwrap();
+    let standby = testbed.postgres_standby_of(primary).await.unwrap();
+    let link = testbed.link(primary.addr()).await.unwrap();
+    let nodes = [
+        node_behind(&link, primary, redis).await,
+        node_behind(&link, primary, redis).await,
+    ];
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let keys: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
+    for key in &keys {
+        nodes[0].write(key, Some("first")).await.unwrap();
+    }
+    standby.wait_caught_up_with(primary).await.unwrap();
+    let workers: Vec<_> = (0..8)
+        .map(|worker| {
+            let (node, stop) = (nodes[worker % 2].clone(), stop.clone());
+            let keys = keys.clone();
+            tokio::spawn(async move {
+                let mut writes = 0_u32;
+                while !stop.load(Ordering::SeqCst) {
+                    let key = &keys[fastrand::usize(..keys.len())];
+                    let value = format!("{worker}-{writes}");
+                    // Postgres is away for a moment, and says so.
+                    let _ = node.write(key, Some(&value)).await;
+                    let load = || async { load_or_fail(&node.store, key).await };
+                    let _ = node
+                        .cached
+                        .read(&writethrough::Key::new("row", key), load)
+                        .await;
+                    writes += 1;
+                }
+                writes
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    standby.replication_link().unwrap().stall();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = nodes[0].cached.status();
+    primary.kill().await.unwrap();
+    standby.promote().await.unwrap();
+    link.retarget(standby.addr());
+    link.reset();
+    until("both nodes use the cache in the new history", async || {
+        nodes
+            .iter()
+            .all(|node| node.cached.status().history != before.history && node.cached.uses_cache())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::SeqCst);
+    let mut writes = 0;
+    for worker in workers {
+        writes += worker.await.unwrap();
+    }
+    println!("{writes} writes tried");
+    for key in &keys {
+        let stored = in_store(&standby, key).await;
+        for node in &nodes {
+            for _ in 0..2 {
+                assert_eq!(node.value(key).await, stored, "{key}");
+            }
+        }
+    }
+}
+
+async fn load_or_fail(
+    store: &Store,
+    key: &str,
+) -> Result<Option<writethrough::Json<String>>, support::StoreError> {
+    let failed = |error: String| support::StoreError(error);
+    let pool = store.pool.as_ref().unwrap();
+    let client = pool
+        .get()
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    let row = client
+        .query_opt("SELECT value FROM rows WHERE key = $1", &[&key])
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(row.map(|row| writethrough::Json(row.get(0))))
+}
+
+async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {
+    [pool.get().await.unwrap(), pool.get().await.unwrap()]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_locks_work_passes_its_test() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let postgres = ground.postgres.as_ref().unwrap();
+    let pool = pool_of(&postgres.url(), 2);
+    let [mut holder, mut waiter] = clients(&pool).await;
+    PostgresFence::self_test(&mut holder, &mut waiter)
+        .await
+        .unwrap();
+    let left = postgres
+        .run("SELECT count(*) FROM writethrough.self_test")
+        .await;
+    assert_eq!(left.unwrap(), "0");
+}
+
+/// An engine that answers the functions and locks nothing, and one whose functions go on with the
+/// snapshot that they began with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let postgres = ground.postgres.as_ref().unwrap();
+    // Found before pg_catalog, as such an engine's own functions would be.
+    let silenced = "
+        CREATE SCHEMA silent;
+        CREATE FUNCTION silent.pg_advisory_xact_lock(bigint) RETURNS void LANGUAGE sql AS '';
+        CREATE FUNCTION silent.pg_advisory_xact_lock_shared(bigint) RETURNS void LANGUAGE sql AS '';
+        ALTER ROLE labuser SET search_path = silent, pg_catalog, public";
+    postgres.run(silenced).await.unwrap();
+    let pool = pool_of(&postgres.url(), 2);
+    let [mut holder, mut waiter] = clients(&pool).await;
+    let refused = PostgresFence::self_test(&mut holder, &mut waiter).await;
+    assert!(
+        matches!(refused, Err(UnfitDatabase::NoLocks)),
+        "{refused:?}"
+    );
+
+    // The node that meets such a server neither caches nor writes, and says why.
+    let fence = PostgresFence::new(pool_of(&postgres.url(), 2));
+    let reason = fence.poll().await.unwrap_err().to_string();
+    assert!(reason.contains("advisory locks lock nothing"), "{reason}");
+
+    postgres
+        .run(
+            "ALTER ROLE labuser RESET search_path;
+             CREATE OR REPLACE FUNCTION writethrough.self_test_guard(tested bigint) RETURNS bigint
+             LANGUAGE sql VOLATILE AS $$
+                 SELECT number FROM writethrough.self_test,
+                     (SELECT pg_advisory_xact_lock_shared(tested)) AS waited WHERE lock = tested
+             $$",
+        )
+        .await
+        .unwrap();
+    let pool = pool_of(&postgres.url(), 2);
+    let [mut holder, mut waiter] = clients(&pool).await;
+    let refused = PostgresFence::self_test(&mut holder, &mut waiter).await;
+    assert!(
+        matches!(refused, Err(UnfitDatabase::OldSnapshot)),
+        "{refused:?}"
+    );
+}
