@@ -71,6 +71,7 @@
 mod clock;
 mod error;
 mod key;
+mod lateness;
 mod loads;
 mod read;
 mod settings;
@@ -91,7 +92,7 @@ pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};
 pub use settings::{Consistency, InvalidSettings, Settings};
-pub use stats::{SlowLoads, Stats, Status};
+pub use stats::{ProposedBypass, SlowLoads, Stats, Status};
 pub use value::{CacheValue, DecodeError, Json};
 pub use write::{Commit, Written};
 pub use write_through::WriteThrough;

@@ -34,6 +34,7 @@ pub(crate) struct Counters {
     pub(crate) slow_loads: Counter,
     pub(crate) refused_reads: Counter,
     pub(crate) renewed_leases: Counter,
+    pub(crate) late_timeouts: Counter,
     pub(crate) refused_fills: Counter,
     pub(crate) intents: Counter,
     pub(crate) epoch_changes: Counter,
@@ -58,6 +59,7 @@ impl Counters {
             slow_loads: self.slow_loads.get(),
             refused_reads: self.refused_reads.get(),
             renewed_leases: self.renewed_leases.get(),
+            late_timeouts: self.late_timeouts.get(),
             refused_fills: self.refused_fills.get(),
             intents: self.intents.get(),
             epoch_changes: self.epoch_changes.get(),
@@ -95,6 +97,9 @@ pub struct Stats {
     pub refused_reads: u64,
     /// Fill leases that were renewed while their load ran.
     pub renewed_leases: u64,
+    /// Cache commands of writes that got no answer in time while this process was late itself, so that
+    /// the cache was not blamed for it.
+    pub late_timeouts: u64,
     /// Fills that came too late, because a write or a clearing came between.
     pub refused_fills: u64,
     /// Keys announced by writes.
@@ -142,8 +147,21 @@ pub struct Status {
     pub lease_age: Option<Duration>,
     /// Why the epoch row that was read last is not believed; none when it is.
     pub astray: Option<Astray>,
+    /// The last bypass that this node proposed; none when it never did.
+    pub proposed_bypass: Option<ProposedBypass>,
     /// The last load that took longer than [`crate::Settings::fill_wait`], if it was lately.
     pub slow_loads: Option<SlowLoads>,
+}
+
+/// A bypass that a node proposed: it ended the epoch for the whole fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProposedBypass {
+    /// The epoch that it wanted to end.
+    pub epoch: u64,
+    /// Why.
+    pub reason: String,
+    /// How long ago.
+    pub ago: Duration,
 }
 
 /// Loads from the store are slow.

@@ -1,8 +1,8 @@
 //! Keeps the node's view current: polls the epoch row, follows the cache connection, proposes
 //! changes of the epoch.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -12,7 +12,7 @@ use crate::clock;
 use crate::error::FenceError;
 use crate::key::suffix;
 use crate::settings::Consistency;
-use crate::write_through::Engine;
+use crate::write_through::{Engine, Proposed};
 
 /// The bound of one proposal, beyond the short lock wait of the fence itself.
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -179,13 +179,49 @@ async fn act(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>
     if lost && let Err(error) = bounded(PROPOSE_TIMEOUT, engine.fence.report_trouble()).await {
         tracing::debug!("reporting trouble failed, the next poll tries again: {error}");
     }
-    // A blip of the connection is waited for; another history of the database is not.
-    if let Some(proposal) = proposal
-        && (lost_at.is_none() || lost || matches!(proposal, Proposal::NewHistory { .. }))
-        && let Ok(_one) = engine.proposing.try_lock()
-        && let Err(error) = propose(engine, &proposal).await
-    {
-        tracing::debug!("a proposal failed, the next poll tries again: {error}");
+    let Some(proposal) = proposal else {
+        return;
+    };
+    let ends_epoch = matches!(
+        proposal,
+        Proposal::Next {
+            mode: Mode::Bypass,
+            ..
+        }
+    );
+    // A blip of the connection is waited for; another history of the database is not. A node that is
+    // late itself has no say in whether the cache is well.
+    let blip = lost_at.is_some() && !lost && !matches!(proposal, Proposal::NewHistory { .. });
+    if blip || (ends_epoch && engine.lateness.within(engine.settings.reconnect_grace)) {
+        return;
+    }
+    if let Ok(_one) = engine.proposing.try_lock() {
+        if ends_epoch {
+            let reason = match engine.view().session {
+                Some(_) => "this node is connected to another server or data set than the epoch's",
+                None => "this node has no verified connection to the epoch's server",
+            };
+            say_why(engine, proposal.from(), reason.to_owned());
+        }
+        if let Err(error) = propose(engine, &proposal).await {
+            tracing::debug!("a proposal failed, the next poll tries again: {error}");
+        }
+    }
+}
+
+/// Says once for each epoch why this node wants to end it.
+fn say_why(engine: &Engine, epoch: Epoch, reason: String) {
+    let mut proposed = engine
+        .proposed
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if proposed.as_ref().is_none_or(|last| last.epoch != epoch) {
+        tracing::warn!(
+            epoch = epoch.0,
+            "proposing to go on without the cache: {reason}"
+        );
+        let at = Instant::now();
+        *proposed = Some(Proposed { epoch, reason, at });
     }
 }
 
@@ -199,7 +235,12 @@ async fn propose(engine: &Engine, proposal: &Proposal) -> Result<(), FenceError>
 
 /// Sees to it that `epoch` is over, for a writer that could not announce or end its write in it.
 /// Returns false when that could not be done by `deadline`.
-pub(crate) async fn leave(engine: &Engine, epoch: Epoch, deadline: Instant) -> bool {
+pub(crate) async fn leave(
+    engine: &Engine,
+    epoch: Epoch,
+    reason: String,
+    deadline: Instant,
+) -> bool {
     let over = || {
         engine
             .view()
@@ -213,6 +254,7 @@ pub(crate) async fn leave(engine: &Engine, epoch: Epoch, deadline: Instant) -> b
             if over() {
                 return;
             }
+            say_why(engine, epoch, reason.clone());
             if let Err(error) = propose(engine, &Node::bypass_from(epoch)).await {
                 tracing::debug!("proposing bypass failed, trying again: {error}");
                 // Lets the writes through that queued up behind the proposal.

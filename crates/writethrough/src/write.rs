@@ -87,6 +87,10 @@ struct Announced {
     begun_again: bool,
 }
 
+/// How often a command of a write is tried in all: a quarter of a second each, and the write has
+/// a deadline.
+const MAX_TRIES: usize = 8;
+
 /// A cache command of a write.
 enum Step<'a> {
     Begin(&'a [String]),
@@ -192,17 +196,21 @@ impl Engine {
             let (epoch, announced) = match permit {
                 Permit::Bypass(epoch) => (epoch, None),
                 Permit::Leave(epoch) => {
-                    supervisor::leave(self, epoch, deadline).await;
+                    let reason = "a write found no connection to the epoch's server".to_owned();
+                    supervisor::leave(self, epoch, reason, deadline).await;
                     continue;
                 }
                 Permit::Cached(epoch, suffix, session) => {
                     let started = Instant::now();
                     let announced = self.announce(&set, epoch, &suffix, session).await;
                     cache_time += started.elapsed();
-                    match after_begin(announced.is_some()) {
-                        AfterBegin::Write => (epoch, announced),
-                        AfterBegin::ProposeBypass => {
-                            supervisor::leave(self, epoch, deadline).await;
+                    match (after_begin(announced.is_ok()), announced) {
+                        (AfterBegin::Write, announced) => (epoch, announced.ok()),
+                        (AfterBegin::ProposeBypass, announced) => {
+                            let why = announced.err().map(|error| error.to_string());
+                            let why = why.unwrap_or_default();
+                            let reason = format!("a write could not be announced: {why}");
+                            supervisor::leave(self, epoch, reason, deadline).await;
                             continue;
                         }
                     }
@@ -222,11 +230,18 @@ impl Engine {
                         let ended = self.end(&announced, commit.values).await;
                         cache_time += started.elapsed();
                         let announced_for = announced.begun.elapsed();
-                        if after_end(ended, announced_for, self.settings.intent)
+                        if after_end(ended.is_ok(), announced_for, self.settings.intent)
                             == AfterEnd::ProposeBypass
-                            && !self.leave_and_settle(epoch, deadline).await
                         {
-                            return Err(WriteError::Indeterminate(None));
+                            let reason = match ended {
+                                Err(error) => format!("a write could not be ended: {error}"),
+                                Ok(()) => format!(
+                                    "a write took {announced_for:?}, longer than its announcement lasts"
+                                ),
+                            };
+                            if !self.leave_and_settle(epoch, reason, deadline).await {
+                                return Err(WriteError::Indeterminate(None));
+                            }
                         }
                     }
                     return Ok(Written {
@@ -324,8 +339,8 @@ impl Engine {
 
     /// Ends `epoch` and waits until its successor is active: by then no node believes anything
     /// that `epoch` has left in the cache.
-    async fn leave_and_settle(&self, epoch: Epoch, deadline: Instant) -> bool {
-        if !supervisor::leave(self, epoch, deadline).await {
+    async fn leave_and_settle(&self, epoch: Epoch, reason: String, deadline: Instant) -> bool {
+        if !supervisor::leave(self, epoch, reason, deadline).await {
             return false;
         }
         let mut changed = self.changed.subscribe();
@@ -344,14 +359,14 @@ impl Engine {
         }
     }
 
-    /// Places the intent on every key; `None` when it could not be placed on all of them.
+    /// Places the intent on every key; an error when it could not be placed on all of them.
     async fn announce(
         &self,
         set: &WriteSet,
         epoch: Epoch,
         suffix: &str,
         session: Arc<dyn Session>,
-    ) -> Option<Announced> {
+    ) -> Result<Announced, CacheError> {
         let values = set
             .keys
             .iter()
@@ -388,10 +403,14 @@ impl Engine {
         self.counters.intents.add(names.len() as u64);
         announced.begun_again = !Arc::ptr_eq(&session, &announced.session);
         announced.session = session;
-        Some(announced)
+        Ok(announced)
     }
 
-    async fn end(&self, announced: &Announced, mut values: HashMap<Key, Bytes>) -> bool {
+    async fn end(
+        &self,
+        announced: &Announced,
+        mut values: HashMap<Key, Bytes>,
+    ) -> Result<(), CacheError> {
         let mut keeps = false;
         let ends: Vec<End> = announced
             .keys
@@ -421,7 +440,7 @@ impl Engine {
         self.twice(Step::End(&ends), announced)
             .instrument(span)
             .await
-            .is_some()
+            .map(drop)
     }
 
     /// Takes the intents of a write without effect away. If that fails they lapse.
@@ -444,17 +463,42 @@ impl Engine {
     }
 
     /// Tries a command of a write, and once more with the same token when it failed: on the same
-    /// connection, or on its successor if that is to the same server. Returns the session on which
-    /// it succeeded.
-    async fn twice(&self, step: Step<'_>, announced: &Announced) -> Option<Arc<dyn Session>> {
-        let session = match step.run(self, &*announced.session, announced.token).await {
-            Ok(()) => return Some(announced.session.clone()),
-            Err(CacheError::Timeout(_)) => announced.session.clone(),
-            Err(CacheError::Command(_)) => return None,
-            Err(CacheError::Connection(_)) => self.reconnected(announced).await?,
-        };
-        let again = step.run(self, &*session, announced.token).await;
-        again.is_ok().then_some(session)
+    /// connection, or on its successor if that is to the same server. A try that got no answer while
+    /// this process was late itself says nothing about the cache and does not count. Returns the
+    /// session on which it succeeded.
+    async fn twice(
+        &self,
+        step: Step<'_>,
+        announced: &Announced,
+    ) -> Result<Arc<dyn Session>, CacheError> {
+        let mut session = announced.session.clone();
+        let mut failed = 0;
+        for _ in 0..MAX_TRIES {
+            let started = Instant::now();
+            let error = match step.run(self, &*session, announced.token).await {
+                Ok(()) => return Ok(session),
+                Err(error) => error,
+            };
+            let timed_out = matches!(error, CacheError::Timeout(_));
+            if timed_out && self.lateness.since(started) {
+                self.counters.late_timeouts.add(1);
+                continue;
+            }
+            failed += 1;
+            if failed == 2 {
+                return Err(error);
+            }
+            match error {
+                CacheError::Timeout(_) => {}
+                CacheError::Command(_) => return Err(error),
+                CacheError::Connection(_) => {
+                    session = self.reconnected(announced).await.ok_or(error)?;
+                }
+            }
+        }
+        Err(CacheError::Connection(
+            "this node was too late itself to hear the answers".into(),
+        ))
     }
 
     /// A new session to the server of the write's epoch, if there is one within the grace.

@@ -15,9 +15,10 @@ use crate::clock;
 use crate::error::CacheError;
 use crate::fence::Fence;
 use crate::key::Collection;
+use crate::lateness::Lateness;
 use crate::loads::Loads;
 use crate::settings::{Consistency, InvalidSettings, Settings};
-use crate::stats::{Counters, SlowLoads, Stats, Status};
+use crate::stats::{Counters, ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
 
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
@@ -40,6 +41,9 @@ pub(crate) struct Engine {
     /// One proposal at a time from this node.
     pub(crate) proposing: tokio::sync::Mutex<()>,
     pub(crate) loads: Arc<Loads>,
+    pub(crate) lateness: Arc<Lateness>,
+    /// The last epoch that this node has proposed to end, and why.
+    pub(crate) proposed: Mutex<Option<Proposed>>,
     pub(crate) counters: Counters,
     pub(crate) fence_ok: AtomicBool,
     /// Writes under way; shutdown waits for them.
@@ -55,6 +59,13 @@ pub(crate) struct View {
     /// What the keys of the node's epoch end in.
     pub(crate) suffix: Arc<str>,
     pub(crate) session: Option<Arc<dyn Session>>,
+}
+
+/// A bypass that this node has proposed.
+pub(crate) struct Proposed {
+    pub(crate) epoch: Epoch,
+    pub(crate) reason: String,
+    pub(crate) at: Instant,
 }
 
 impl Engine {
@@ -118,6 +129,8 @@ impl WriteThrough {
                 session: None,
             }),
             loads: Arc::new(Loads::new(settings.max_loads)),
+            lateness: Lateness::watch(),
+            proposed: Mutex::default(),
             settings,
             cache,
             fence,
@@ -180,6 +193,16 @@ impl WriteThrough {
             fence_ok: !strict || engine.fence_ok.load(Ordering::Relaxed),
             lease_age,
             astray: view.node.astray(),
+            proposed_bypass: engine
+                .proposed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+                .map(|proposed| ProposedBypass {
+                    epoch: proposed.epoch.0,
+                    reason: proposed.reason.clone(),
+                    ago: proposed.at.elapsed(),
+                }),
             slow_loads: engine
                 .loads
                 .slow()

@@ -30,6 +30,7 @@ use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
 use super::{Cache, End, Session, SessionWatch};
 use crate::error::CacheError;
+use crate::lateness::Lateness;
 
 /// Keys that one step of a walk asks for: about a tenth of a millisecond of the server's time.
 const WALK_BATCH: usize = 128;
@@ -184,6 +185,7 @@ impl RedisCache {
             settings,
             sessions: sessions.clone(),
             scripts: Arc::new(Scripts::new()),
+            lateness: Lateness::watch(),
         };
         let stopped = stop.clone();
         tokio::spawn(async move {
@@ -221,6 +223,7 @@ struct Keeper {
     settings: RedisSettings,
     sessions: watch::Sender<Option<Arc<dyn Session>>>,
     scripts: Arc<Scripts>,
+    lateness: Arc<Lateness>,
 }
 
 impl Keeper {
@@ -348,6 +351,22 @@ impl Keeper {
         Ok(())
     }
 
+    /// Checks the session. No answer in time while this process was late itself is no answer at all.
+    async fn check(&self, session: &RedisSession) -> Result<(), CacheError> {
+        let mut late = 0;
+        loop {
+            let started = Instant::now();
+            match session.check(self.database).await {
+                Err(CacheError::Timeout(_))
+                    if late < MAX_LATE_CHECKS && self.lateness.since(started) =>
+                {
+                    late += 1;
+                }
+                checked => return checked,
+            }
+        }
+    }
+
     /// Publishes the session and watches it until it fails. After a command that got no answer
     /// the session is withdrawn while the connection is checked, so that requests stop waiting.
     async fn watch(&self, session: &Arc<RedisSession>) -> CacheError {
@@ -362,7 +381,7 @@ impl Keeper {
             if withdrawn {
                 self.sessions.send_replace(None);
             }
-            if let Err(error) = session.check(self.database).await {
+            if let Err(error) = self.check(session).await {
                 self.sessions.send_replace(None);
                 session.checked.send_replace(Some(Err(error.clone())));
                 return error;
@@ -373,6 +392,9 @@ impl Keeper {
         }
     }
 }
+
+/// How often a check is made anew because this process was late itself.
+const MAX_LATE_CHECKS: u32 = 4;
 
 /// What a server has told on its own.
 #[derive(Default)]
