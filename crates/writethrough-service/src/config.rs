@@ -154,7 +154,7 @@ pub struct ServeArgs {
 pub enum Database {
     /// A SQLite file of this process.
     Sqlite(PathBuf),
-    /// A SQLite database that vanishes with the process: for tests.
+    /// A SQLite database in memory, which vanishes with the process.
     Temporary,
     /// A Postgres server. May contain a password.
     Postgres(String),
@@ -407,13 +407,10 @@ fn parse_database(text: &str) -> Result<Database, ConfigError> {
     if text == "embedded" {
         return Ok(Database::Sqlite(PathBuf::from(EMBEDDED_FILE)));
     }
-    if let Some(path) = text.strip_prefix("sqlite:") {
-        return match path {
-            "" => Err(wrong(ALLOWED.into())),
-            ":memory:" => Ok(Database::Temporary),
-            path => Ok(Database::Sqlite(PathBuf::from(
-                path.strip_prefix("//").unwrap_or(path),
-            ))),
+    if let Some(address) = text.strip_prefix("sqlite:") {
+        return match crate::store::sqlite::address::parse(address) {
+            Ok(path) => Ok(path.map_or(Database::Temporary, Database::Sqlite)),
+            Err(reason) => Err(wrong(format!("{ALLOWED}; {reason}"))),
         };
     }
     if text.starts_with("postgres://") || text.starts_with("postgresql://") {

@@ -4,7 +4,6 @@
 //! queue. Writes that wait together are committed together, and each is answered after the commit.
 //! Prices are whole cents and times whole microseconds. A second process on the same file is refused.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
@@ -18,8 +17,12 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 use writethrough::{Guard, OpError};
 
+use self::lock::FileLock;
 use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
+
+pub(crate) mod address;
+mod lock;
 
 /// Threads that read.
 const READERS: usize = 2;
@@ -96,8 +99,13 @@ pub struct SqliteStore {
     next_reader: AtomicUsize,
     waiting: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Held for as long as the store lives.
-    _lock: Option<File>,
+}
+
+/// A connection and the right to its file. The order of the fields is the order in which they are
+/// dropped: the file is let go by the last thread that had it open.
+struct Owned {
+    connection: Connection,
+    _lock: Option<Arc<FileLock>>,
 }
 
 impl SqliteStore {
@@ -107,16 +115,23 @@ impl SqliteStore {
     ///
     /// [`OpenError`].
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let lock = lock(path)?;
-        let unusable =
-            |error: rusqlite::Error| OpenError::Unusable(path.to_owned(), super::chain(&error));
-        let mut writer = Connection::open(path).map_err(unusable)?;
+        let lock = Arc::new(FileLock::take(path)?);
+        let unusable = |why: String| OpenError::Unusable(path.to_owned(), why);
+        let connect = |access: OpenFlags| {
+            // A whole path, and no SQLITE_OPEN_URI: SQLite opens what was locked.
+            let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(lock.path(), flags)
+                .map_err(|error| unusable(super::chain(&error)))
+        };
+        let mut writer = connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut writer, path)?;
         let mut readers = Vec::new();
         for _ in 0..READERS {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            readers.push(Connection::open_with_flags(path, flags).map_err(unusable)?);
+            let reader = connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            sees_items(&reader).map_err(unusable)?;
+            readers.push(reader);
         }
+        lock.verify()?;
         Self::start(writer, readers, Some(lock))
             .map_err(|error| OpenError::Io(path.to_owned(), error.to_string()))
     }
@@ -140,23 +155,32 @@ impl SqliteStore {
     fn start(
         writer: Connection,
         readers: Vec<Connection>,
-        lock: Option<File>,
+        lock: Option<Arc<FileLock>>,
     ) -> std::io::Result<Self> {
+        let own = |connection| Owned {
+            connection,
+            _lock: lock.clone(),
+        };
         let waiting = Arc::new(AtomicUsize::new(0));
         let mut threads = Vec::new();
         let (write, jobs) = sync_channel(QUEUE);
         threads.push(thread("sqlite-write", {
-            let waiting = waiting.clone();
-            move || run_writer(&writer, &jobs, &waiting)
+            let (waiting, writer) = (waiting.clone(), own(writer));
+            move || {
+                // The whole of it goes into the thread, not the connection alone.
+                let writer = writer;
+                run_writer(&writer.connection, &jobs, &waiting);
+            }
         })?);
         let mut senders = Vec::new();
         for reader in readers {
             let (read, jobs) = sync_channel::<ReadJob>(QUEUE);
-            let waiting = waiting.clone();
+            let (waiting, reader) = (waiting.clone(), own(reader));
             threads.push(thread("sqlite-read", move || {
+                let reader = reader;
                 while let Ok(job) = jobs.recv() {
                     waiting.fetch_sub(1, Ordering::Relaxed);
-                    job(&reader);
+                    job(&reader.connection);
                 }
             })?);
             senders.push(read);
@@ -167,7 +191,6 @@ impl SqliteStore {
             next_reader: AtomicUsize::new(0),
             waiting,
             threads: Mutex::new(threads),
-            _lock: lock,
         })
     }
 
@@ -307,20 +330,14 @@ fn run_writer(connection: &Connection, jobs: &Receiver<WriteJob>, waiting: &Atom
     }
 }
 
-/// Takes the lock file beside the database. The lock goes with the process, whatever ends it.
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&name)
-        .map_err(|error| OpenError::Io(path.to_owned(), error.to_string()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
-        Err(TryLockError::Error(error)) => Err(OpenError::Io(path.to_owned(), error.to_string())),
+/// Checks that a second connection finds the table that the first has made: a database of the
+/// connection's own (in memory, or of another name) would take writes that no read finds.
+fn sees_items(reader: &Connection) -> Result<(), String> {
+    match reader.prepare(&format!("SELECT {COLUMNS} FROM items")) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "a second connection does not find the table in it ({error}); name a file on a local disk"
+        )),
     }
 }
 
@@ -567,18 +584,22 @@ impl ItemStore for SqliteStore {
     }
 
     async fn close(&self) {
-        self.writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let writer =
+            std::mem::take(&mut *self.writer.lock().unwrap_or_else(PoisonError::into_inner));
         self.readers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
-        let threads =
+        let mut threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // The threads finish what they have and end; nothing is left to do if they do not in time.
         let joined = tokio::task::spawn_blocking(move || {
+            // The writer, which is the first, ends last: only a connection that writes can move the
+            // log into the file, and only the last one does.
+            for thread in threads.drain(1.min(threads.len())..) {
+                let _ = thread.join();
+            }
+            drop(writer);
             for thread in threads {
                 let _ = thread.join();
             }
@@ -631,6 +652,50 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(page.items.len(), 4);
+    }
+
+    /// A process that closes any descriptor of a file loses all its `fcntl` locks on it, SQLite's
+    /// too: the refusal of a second attempt in this process must not open the file.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn refusing_a_second_attempt_in_the_same_process_leaves_sqlite_its_own_locks() {
+        use std::os::unix::fs::MetadataExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("items.db");
+        let store = SqliteStore::open(&path).unwrap();
+        store.ping().await.unwrap();
+        let number = path.metadata().unwrap().ino();
+        let held = |kind: &str| {
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            locks
+                .lines()
+                .filter(|line| line.contains(kind) && line.contains(&format!(":{number} ")))
+                .count()
+        };
+        assert_eq!((held("FLOCK"), held("POSIX")), (1, 1));
+        let link = folder.path().join("link.db");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for name in [&path, &link] {
+            let second = SqliteStore::open(name).err().unwrap().to_string();
+            assert!(second.contains("in use by another process"), "{second}");
+        }
+        assert_eq!((held("FLOCK"), held("POSIX")), (1, 1));
+        store.close().await;
+        assert_eq!((held("FLOCK"), held("POSIX")), (0, 0));
+    }
+
+    #[test]
+    fn a_second_connection_without_the_table_is_noticed() {
+        let mut first = Connection::open_in_memory().unwrap();
+        migrate(&mut first, Path::new("m")).unwrap();
+        assert_eq!(sees_items(&first), Ok(()));
+        let second = Connection::open_in_memory().unwrap();
+        assert!(
+            sees_items(&second)
+                .unwrap_err()
+                .contains("does not find the table")
+        );
     }
 
     #[tokio::test]
