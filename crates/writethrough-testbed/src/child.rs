@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::ground::Ground;
 use crate::process::{Process, Reach};
+use crate::program::own_environment;
 
 /// What to start, and how.
 #[derive(Debug, Clone)]
@@ -20,7 +21,7 @@ pub struct ChildSpec {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// What to add to the environment that it inherits.
+    /// Its variables, beside those that every program needs: it has an environment of its own.
     pub env: Vec<(OsString, OsString)>,
     /// The folder to run in, instead of the caller's.
     pub folder: Option<PathBuf>,
@@ -115,7 +116,7 @@ impl Child {
     /// [`Error::Misuse`] when it runs, [`Error::Io`] when it cannot be started.
     pub async fn start(&self) -> Result<()> {
         let mut command = Command::new(&self.spec.program);
-        command.args(&self.spec.args);
+        own_environment(&mut command, &[]).args(&self.spec.args);
         command.envs(self.spec.env.iter().map(|(name, value)| (name, value)));
         if let Some(folder) = &self.spec.folder {
             command.current_dir(folder);

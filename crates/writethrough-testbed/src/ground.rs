@@ -40,7 +40,7 @@ impl Testbed {
     ///
     /// When the folder cannot be made or the reaper cannot be started.
     pub async fn new() -> Result<Testbed> {
-        let base = std::env::temp_dir();
+        let base = temporary_folder()?;
         loop {
             let folder = base.join(format!("writethrough-testbed-{:08x}", fastrand::u32(..)));
             match std::fs::DirBuilder::new().mode(0o711).create(&folder) {
@@ -192,6 +192,24 @@ impl Drop for Testbed {
         }
         self.ground.reaper.finish();
     }
+}
+
+/// The system's folder for temporary files, which must be there.
+pub(crate) fn temporary_folder() -> Result<PathBuf> {
+    let folder = std::env::temp_dir();
+    let usable = folder.canonicalize().and_then(|absolute| {
+        let is_folder = absolute.metadata()?.is_dir();
+        is_folder
+            .then_some(absolute)
+            .ok_or_else(|| std::io::ErrorKind::NotADirectory.into())
+    });
+    usable.map_err(|error| {
+        Error::Misuse(format!(
+            "the folder for temporary files cannot be used: TMPDIR is {}: {error}; set it to a \
+             folder, or unset it for /tmp",
+            folder.display()
+        ))
+    })
 }
 
 /// What servers need of their testbed.

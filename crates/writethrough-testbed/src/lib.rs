@@ -61,7 +61,7 @@ pub use ground::Testbed;
 pub use link::{Link, LinkCounts};
 pub use port::free_port;
 pub use postgres::Postgres;
-pub use program::find_program;
+pub use program::{find_program, own_environment};
 pub use redis::{Redis, Snapshot};
 pub use resp::Reply;
 pub use wait::until;

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::error::{Error, Result};
-use crate::ground::Ground;
+use crate::ground::{Ground, temporary_folder};
 use crate::link::Link;
 use crate::port::Port;
 use crate::process::{Process, Reach, run};
@@ -579,7 +579,7 @@ impl Programs {
             hasher.finish()
         );
         Ok(Template {
-            folder: std::env::temp_dir().join(name),
+            folder: temporary_folder()?.join(name),
             owner,
         })
     }

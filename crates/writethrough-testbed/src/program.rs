@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::error::{Error, Missing, Result};
 
@@ -25,6 +26,33 @@ pub fn find_program(name: &str) -> Result<PathBuf, Missing> {
             program: name.to_owned(),
             remedy: remedy(name),
         })
+}
+
+/// What a program needs of the environment to run at all, and what marks a run of the tests.
+const KEPT: &[&str] = &[
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "LLVM_PROFILE_FILE",
+    "RUST_BACKTRACE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "WRITETHROUGH_TESTBED_KEEP",
+    "WRITETHROUGH_TEST_RUN",
+];
+
+/// Gives a command an environment of its own, without settings that the caller's shell holds for
+/// other programs. Of the caller's variables only those are left that a program needs to run at
+/// all, and those named here.
+pub fn own_environment<'a>(command: &'a mut Command, also: &[&str]) -> &'a mut Command {
+    command.env_clear();
+    for name in KEPT.iter().chain(also) {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
 }
 
 /// The `bin` folders of all installed versions of Postgres, the newest first.

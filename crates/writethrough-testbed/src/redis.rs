@@ -13,7 +13,7 @@ use crate::ground::Ground;
 use crate::link::Link;
 use crate::port::Port;
 use crate::process::{Process, Reach, lock};
-use crate::program::find_program;
+use crate::program::{find_program, own_environment};
 use crate::resp::{Reply, ask};
 
 const START_BOUND: Duration = Duration::from_secs(30);
@@ -465,7 +465,7 @@ impl Redis {
                 command.args(["--replicaof", "127.0.0.1", &port]);
             }
         }
-        command
+        own_environment(&mut command, &[])
             .current_dir(&self.folder)
             .env("LC_ALL", "C")
             .env("TZ", "UTC");
