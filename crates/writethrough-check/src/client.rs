@@ -35,20 +35,46 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the address.
+    /// Says what to use instead. The text is not repeated: it may hold a password.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let uri: Uri = url
-            .parse()
-            .map_err(|error| format!("{url:?} is not a URL: {error}"))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(format!(
-                "{url:?} does not start with http:// (TLS is not supported)"
-            ));
+        let url = url.trim();
+        let wrong = |why: &str| {
+            let length = url.chars().count();
+            format!(
+                "--target is a text of {length} characters that is not the base URL of a service \
+                 ({why}): use http://HOST:PORT, or http://HOST:PORT/PREFIX"
+            )
+        };
+        let uri: Uri = url.parse().map_err(|_| wrong("it cannot be parsed"))?;
+        match uri.scheme_str() {
+            Some(scheme) if scheme.eq_ignore_ascii_case("http") => {}
+            Some(scheme) if scheme.eq_ignore_ascii_case("https") => {
+                return Err(wrong("TLS is not supported"));
+            }
+            _ => return Err(wrong("it does not start with http://")),
         }
-        let host = uri.host().ok_or_else(|| format!("{url:?} has no host"))?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err(wrong("a user and a password are not supported"));
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_name = host
+            .chars()
+            .all(|letter| letter.is_alphanumeric() || matches!(letter, '.' | '-' | '_' | ':'));
+        if host.is_empty() || !is_name {
+            return Err(wrong("it has no host"));
+        }
+        let port = match uri.port_u16() {
+            Some(port) => port,
+            None if authority.ends_with(host) || authority.ends_with(']') => 80,
+            None => return Err(wrong("its port is not a number up to 65535")),
+        };
+        if uri.query().is_some() || url.contains('#') {
+            return Err(wrong("it has a query or a fragment"));
+        }
         Ok(Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(80),
+            host: host.to_owned(),
+            port,
             prefix: uri.path().trim_end_matches('/').to_owned(),
         })
     }
@@ -254,12 +280,32 @@ mod tests {
             (target.authority().as_str(), target.prefix.as_str()),
             ("[::1]:80", "/api")
         );
-        assert!(
-            Target::parse("https://example.org")
-                .unwrap_err()
-                .contains("TLS")
-        );
-        assert!(Target::parse("nonsense").is_err());
+        for written in ["HTTP://h:8000", " http://h:8000\r\n"] {
+            assert_eq!(Target::parse(written).unwrap().authority(), "h:8000");
+        }
+    }
+
+    #[test]
+    fn what_is_no_target_is_not_repeated() {
+        for (text, why) in [
+            ("https://s3cret.example.org", "TLS"),
+            ("s3cret", "http://"),
+            ("", "parsed"),
+            ("h;Pwd=s3cret", "http://"),
+            ("http://u:s3cret@h", "a user and a password"),
+            ("http://s3cret@h:8000", "a user and a password"),
+            ("http://h,s3cret", "host"),
+            ("http://h:99999", "port"),
+            ("http://h?token=s3cret", "query"),
+            ("http://h#s3cret", "fragment"),
+            ("http://h s3cret", "parsed"),
+        ] {
+            let error = Target::parse(text).unwrap_err();
+            assert!(
+                error.contains(why) && !error.contains("s3cret"),
+                "{text}: {error}"
+            );
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, IsTerminal, Write},
+    io::{BufReader, BufWriter, ErrorKind, IsTerminal, Write},
     path::PathBuf,
     str::FromStr,
     sync::Arc,
@@ -215,12 +215,68 @@ pub async fn run(args: CheckArgs) -> anyhow::Result<u8> {
     run_to(args, &mut stdout).await
 }
 
-/// The same as [`run`], printing to `out`.
+/// An output that may fail without a harm to the verdict, which is the exit code.
+struct Printer<W> {
+    out: W,
+    failed: Option<std::io::Error>,
+}
+
+impl<W: Write> Printer<W> {
+    fn keep<T>(&mut self, written: std::io::Result<T>, instead: T) -> std::io::Result<T> {
+        match written {
+            Err(error) if error.kind() != ErrorKind::Interrupted => {
+                self.failed = Some(error);
+                Ok(instead)
+            }
+            written => written,
+        }
+    }
+
+    /// Says why the result was not printed, unless its reader has simply gone away.
+    fn finish(mut self) {
+        let _ = self.flush();
+        if let Some(error) = self.failed
+            && error.kind() != ErrorKind::BrokenPipe
+        {
+            let _ = writeln!(
+                std::io::stderr(),
+                "the result could not be printed: {error}"
+            );
+        }
+    }
+}
+
+impl<W: Write> Write for Printer<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.failed.is_some() {
+            return Ok(bytes.len());
+        }
+        let written = self.out.write(bytes);
+        self.keep(written, bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        let flushed = self.out.flush();
+        self.keep(flushed, ())
+    }
+}
+
+/// The same as [`run`], printing to `out`. When `out` fails, the value is the same.
 ///
 /// # Errors
 ///
 /// As for [`run`].
 pub async fn run_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
+    let mut printer = Printer { out, failed: None };
+    let code = judge_to(args, &mut printer).await;
+    printer.finish();
+    code
+}
+
+async fn judge_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
     let mut circumstances = None;
     let ran = match (&args.history, args.cluster) {
         (Some(path), _) => {
@@ -375,7 +431,7 @@ async fn besiege(
     let mut errors = deeds.errors;
     let audit = nemesis::audit(&history, &settings.targets, cluster.postgres()).await;
     let audit = audit
-        .map_err(|error| errors.push(format!("the audit: {:#}", anyhow::Error::from(error))))
+        .map_err(|error| errors.push(format!("the audit: {error}")))
         .ok();
     let circumstances = Circumstances {
         schedule_seed,

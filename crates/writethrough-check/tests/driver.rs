@@ -292,6 +292,45 @@ async fn a_correct_service_is_found_linearizable() {
     assert_eq!(invoked.len(), 5, "all kinds of operation were invoked");
 }
 
+/// A reader that goes away after so many bytes, as `head -c` does, or a full disk.
+struct Gone(usize, std::io::ErrorKind);
+
+impl std::io::Write for Gone {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = self.0.min(bytes.len());
+        self.0 -= room;
+        match room {
+            0 => Err(self.1.into()),
+            room => Ok(room),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_verdict_stands_when_nobody_reads_it() {
+    for (fault, code) in [(Fault::None, 0), (Fault::StaleReads, 1)] {
+        let url = serve(fault).await;
+        for format in [&["--json"][..], &[]] {
+            for room in [0, 1, 100] {
+                for kind in [
+                    std::io::ErrorKind::BrokenPipe,
+                    std::io::ErrorKind::StorageFull,
+                ] {
+                    let options = ["--processes", "12", "--keys", "4", "--operations", "1500"];
+                    let command = [&["check", "--target", &url], &options[..], format].concat();
+                    let args = Command::parse_from(command).args;
+                    let ended = run_to(args, &mut Gone(room, kind)).await.unwrap();
+                    assert_eq!(ended, code, "{format:?}, {room} bytes, {kind}");
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_outcomes_raise_no_false_alarm() {
     let (code, summary) = verdict(Fault::SilentUpdates, &["--request-timeout", "300ms"]).await;

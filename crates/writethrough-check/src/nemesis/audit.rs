@@ -36,8 +36,8 @@ const SELECT: &str =
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The table could not be read.
-    #[error("the table of items could not be read")]
-    Table(#[from] writethrough_testbed::Error),
+    #[error("the table of items could not be read: {0}")]
+    Table(writethrough_testbed::Error),
     /// The table says something that it cannot say.
     #[error("the table of items holds {0:?}")]
     Row(String),
@@ -187,7 +187,7 @@ pub async fn audit(
 }
 
 async fn read_table(postgres: &Postgres) -> Result<Table, AuditError> {
-    let text = postgres.run(SELECT).await?;
+    let text = postgres.run(SELECT).await.map_err(AuditError::Table)?;
     text.lines()
         .map(|line| row_of(line).ok_or_else(|| AuditError::Row(line.to_owned())))
         .collect()
