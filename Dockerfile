@@ -29,7 +29,8 @@ COPY --from=build /writethrough /writethrough
 FROM scratch AS api
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /writethrough /writethrough
-ENV LISTEN_ADDR=0.0.0.0:8000
+# All addresses, of IPv6 and IPv4. Platforms that choose the port set this variable.
+ENV PORT=8000
 EXPOSE 8000
 USER 65532:65532
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["/writethrough", "health"]

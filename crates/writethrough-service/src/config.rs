@@ -1,21 +1,31 @@
 //! Configuration: flags and environment variables in, one checked [`Config`] out.
 //!
-//! A flag wins over its variable; an empty variable counts as not set. A wrong value is a
-//! [`ConfigError`], which is one line. Nothing here connects to anything, and nothing that is
-//! printed from here contains a password.
+//! A flag wins over its variable; an empty variable counts as not set, and every text is
+//! [`cleaned`] in the same way. A wrong value is a [`ConfigError`], which is one line. Nothing here
+//! connects to anything. What is printed of a setting that connects somewhere are the parts that
+//! were understood, or nothing but the form of the text.
+
+mod redis;
+mod value;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use writethrough::Consistency;
 
+use crate::listen;
+
+pub use value::{cleaned, form, is_host, option_name, shown};
+
 /// The flags of `writethrough serve`, as text. [`Config::from_args`] checks them.
 #[derive(clap::Args, Clone, Default)]
 pub struct ServeArgs {
-    /// Address and port to listen on [default: 127.0.0.1:8000].
+    /// Address and port to listen on; `:8000` is port 8000 of all addresses, and so is the variable
+    /// PORT, which is read when LISTEN_ADDR is not set [default: 127.0.0.1:8000].
     #[arg(
         long,
         env = "LISTEN_ADDR",
@@ -25,11 +35,13 @@ pub struct ServeArgs {
     pub listen: Option<String>,
 
     /// The store: `embedded` (the file writethrough.db), `sqlite:PATH` or `postgres://...`. The
-    /// variable DATABASE_URL is read when POSTGRES_URL is not set [default: embedded].
+    /// variable DATABASE_URL is read when POSTGRES_URL is not set. POSTGRES_URL_FILE and
+    /// DATABASE_URL_FILE name a file that holds the URL [default: embedded].
     #[arg(long, env = "POSTGRES_URL", value_name = "URL", hide_env_values = true)]
     pub database: Option<String>,
 
-    /// The cache: `in-process`, `redis://...` or `rediss://...` [default: in-process].
+    /// The cache: `in-process`, `redis://...` or `rediss://...`. The variable REDIS_URL_FILE names a
+    /// file that holds the URL [default: in-process].
     #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
     pub cache: Option<String>,
 
@@ -255,31 +267,36 @@ impl Default for Config {
 
 /// A setting with a value that is not allowed. Displays as one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} is {value:?}, which is not allowed: {allowed}")]
+#[error("{setting} is {value}, which is not allowed: {allowed}")]
 pub struct ConfigError {
     /// The flag and its variable.
     pub setting: &'static str,
-    /// The value, without secrets.
+    /// The value in quotes, or its form when it may hold a secret.
     pub value: String,
     /// What is allowed.
     pub allowed: String,
 }
 
 impl ConfigError {
-    fn new(setting: &'static str, value: &str, allowed: impl Into<String>) -> Self {
+    pub(crate) fn new(setting: &'static str, value: &str, allowed: impl Into<String>) -> Self {
         Self {
             setting,
-            value: without_secrets(value),
+            value: if setting::CONNECTING.contains(&setting) {
+                form(value)
+            } else {
+                shown(value)
+            },
             allowed: allowed.into(),
         }
     }
 }
 
 /// The settings' names as errors print them.
-mod setting {
+pub(crate) mod setting {
     pub(super) const LISTEN: &str = "--listen (LISTEN_ADDR)";
-    pub(super) const DATABASE: &str = "--database (POSTGRES_URL, DATABASE_URL)";
-    pub(super) const CACHE: &str = "--cache (REDIS_URL)";
+    pub(super) const PORT: &str = "PORT";
+    pub(crate) const DATABASE: &str = "--database (POSTGRES_URL, DATABASE_URL)";
+    pub(crate) const CACHE: &str = "--cache (REDIS_URL)";
     pub(super) const TTL: &str = "--ttl (CACHE_TTL_SECONDS)";
     pub(super) const CONSISTENCY: &str = "--consistency (CONSISTENCY)";
     pub(super) const CAPACITY: &str = "--cache-capacity-bytes (CACHE_CAPACITY_BYTES)";
@@ -294,11 +311,31 @@ mod setting {
     pub(super) const OTLP: &str = "--otlp-endpoint (OTEL_EXPORTER_OTLP_ENDPOINT)";
     pub(super) const SAMPLER: &str = "--traces-sampler (OTEL_TRACES_SAMPLER)";
     pub(super) const SAMPLER_ARG: &str = "--traces-sampler-arg (OTEL_TRACES_SAMPLER_ARG)";
+    pub(super) const POSTGRES_URL_FILE: &str = "POSTGRES_URL_FILE";
+    pub(super) const DATABASE_URL_FILE: &str = "DATABASE_URL_FILE";
+    pub(super) const REDIS_URL_FILE: &str = "REDIS_URL_FILE";
+
+    /// Variables that hold a URL, and those that name a file with it in place of them.
+    pub(super) const FILES: [(&str, &str); 3] = [
+        ("POSTGRES_URL", POSTGRES_URL_FILE),
+        ("DATABASE_URL", DATABASE_URL_FILE),
+        ("REDIS_URL", REDIS_URL_FILE),
+    ];
+
+    /// Those that may hold a secret, or be given one by mistake: their values are never shown.
+    pub(super) const CONNECTING: &[&str] = &[
+        DATABASE,
+        CACHE,
+        OTLP,
+        POSTGRES_URL_FILE,
+        DATABASE_URL_FILE,
+        REDIS_URL_FILE,
+    ];
 }
 
 impl Config {
     /// Checks the flags. `variable` looks up the environment variables that stand in for another
-    /// one (`DATABASE_URL`, `RUST_LOG`).
+    /// one (`DATABASE_URL`, `RUST_LOG`, `PORT`) or that name a file.
     ///
     /// # Errors
     ///
@@ -308,21 +345,29 @@ impl Config {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
         let default = Self::default();
-        let database = given(&args.database).or_else(|| present(variable("DATABASE_URL")));
-        let log_level = given(&args.log_level).or_else(|| present(variable("RUST_LOG")));
-        let sampling = sampling(given(&args.traces_sampler), given(&args.traces_sampler_arg))?;
+        for (name, file) in setting::FILES {
+            let both = [name, file].map(|name| given(&variable(name), file));
+            if let [Ok(Some(_)), Ok(Some(path))] = both {
+                let allowed = format!("use either it or {name}, which is set too");
+                return Err(ConfigError::new(file, &path, allowed));
+            }
+        }
+        let log_level = match given(&args.log_level, setting::LOG_LEVEL)? {
+            None => given(&variable("RUST_LOG"), setting::LOG_LEVEL)?,
+            level => level,
+        };
+        let sampling = sampling(
+            given(&args.traces_sampler, setting::SAMPLER)?,
+            &args.traces_sampler_arg,
+        )?;
         Ok(Self {
-            listen: parsed(
-                &args.listen,
-                setting::LISTEN,
-                default.listen,
-                |_| true,
-                || "use an IP address and a port, such as 127.0.0.1:8000 or 0.0.0.0:8000".into(),
-            )?,
-            database: database.map_or(Ok(default.database), |text| parse_database(&text))?,
-            cache: given(&args.cache).map_or(Ok(default.cache), |text| parse_cache(&text))?,
+            listen: listen(&args.listen, &variable)?,
+            database: database_url(args, &variable)?
+                .map_or(Ok(default.database), |text| parse_database(&text))?,
+            cache: cache_url(args, &variable)?
+                .map_or(Ok(default.cache), |text| parse_cache(&text))?,
             ttl: Duration::from_secs(number(&args.ttl, setting::TTL, 300, 1, 31_536_000)?),
-            consistency: given(&args.consistency)
+            consistency: given(&args.consistency, setting::CONSISTENCY)?
                 .map_or(Ok(default.consistency), |text| parse_consistency(&text))?,
             cache_capacity_bytes: number(
                 &args.cache_capacity_bytes,
@@ -348,24 +393,108 @@ impl Config {
                 0,
                 600,
             )?),
-            log_format: given(&args.log_format)
+            log_format: given(&args.log_format, setting::LOG_FORMAT)?
                 .map_or(Ok(default.log_format), |text| parse_log_format(&text))?,
             log_level: log_level.map_or(Ok(default.log_level), parse_log_level)?,
-            service_name: given(&args.service_name)
+            service_name: given(&args.service_name, setting::SERVICE_NAME)?
                 .map_or(Ok(default.service_name), parse_service_name)?,
-            otlp_endpoint: given(&args.otlp_endpoint).map(parse_endpoint).transpose()?,
+            otlp_endpoint: given(&args.otlp_endpoint, setting::OTLP)?
+                .map(parse_endpoint)
+                .transpose()?,
             sampling,
         })
     }
 }
 
-/// A flag's value, unless it is empty: compose files pass on unset variables as empty ones.
-fn given(value: &Option<String>) -> Option<String> {
-    present(value.clone())
+/// A setting's value, [`cleaned`]; `None` when it is empty, because compose files pass on unset
+/// variables as empty ones.
+fn given(value: &Option<String>, setting: &'static str) -> Result<Option<String>, ConfigError> {
+    let Some(text) = value else {
+        return Ok(None);
+    };
+    cleaned(text).map_err(|allowed| ConfigError::new(setting, text, allowed))
 }
 
-fn present(value: Option<String>) -> Option<String> {
-    value.filter(|text| !text.trim().is_empty())
+/// The address to listen on: the flag or its variable, else all addresses at `PORT`, else the
+/// default. What serves and what asks whether it does must agree on it.
+///
+/// # Errors
+///
+/// [`ConfigError`].
+pub fn listen(
+    value: &Option<String>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<SocketAddr, ConfigError> {
+    if let Some(text) = given(value, setting::LISTEN)? {
+        return listen::parse(&text)
+            .map_err(|allowed| ConfigError::new(setting::LISTEN, &text, allowed));
+    }
+    if let Some(text) = given(&variable(setting::PORT), setting::PORT)? {
+        return listen::parse_port(&text)
+            .map(|port| (Ipv6Addr::UNSPECIFIED, port).into())
+            .ok_or_else(|| ConfigError::new(setting::PORT, &text, "use a number up to 65535"));
+    }
+    Ok(Config::default().listen)
+}
+
+/// The database's URL, from the first place that has one.
+fn database_url(
+    args: &ServeArgs,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, ConfigError> {
+    if let Some(url) = given(&args.database, setting::DATABASE)? {
+        return Ok(Some(url));
+    }
+    if let Some(url) = in_file(setting::POSTGRES_URL_FILE, variable)? {
+        return Ok(Some(url));
+    }
+    match given(&variable("DATABASE_URL"), setting::DATABASE)? {
+        None => in_file(setting::DATABASE_URL_FILE, variable),
+        url => Ok(url),
+    }
+}
+
+/// The cache's URL, from the first place that has one.
+fn cache_url(
+    args: &ServeArgs,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, ConfigError> {
+    match given(&args.cache, setting::CACHE)? {
+        None => in_file(setting::REDIS_URL_FILE, variable),
+        url => Ok(url),
+    }
+}
+
+/// What the file holds that a variable names. A variable that names a file without a value in it
+/// is an error: without it the service would start with the default.
+fn in_file(
+    name: &'static str,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, ConfigError> {
+    /// More than any URL has.
+    const LONGEST: u64 = 64 << 10;
+    let Some(path) = given(&variable(name), name)? else {
+        return Ok(None);
+    };
+    let wrong = |why: String| {
+        let allowed = format!("use the path of a file that holds the URL; {why}");
+        ConfigError::new(name, &path, allowed)
+    };
+    // A pipe could be waited for without end.
+    let metadata = std::fs::metadata(&path).map_err(|error| wrong(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(wrong("it is not a regular file".into()));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(wrong(format!("it has more than {LONGEST} bytes")));
+    }
+    let text =
+        cleaned(&String::from_utf8_lossy(&bytes)).map_err(|allowed| wrong(allowed.into()))?;
+    text.map(Some).ok_or_else(|| wrong("it is empty".into()))
 }
 
 fn parsed<T: FromStr>(
@@ -375,10 +504,10 @@ fn parsed<T: FromStr>(
     allowed: impl Fn(&T) -> bool,
     describe: impl Fn() -> String,
 ) -> Result<T, ConfigError> {
-    let Some(text) = given(value) else {
+    let Some(text) = given(value, setting)? else {
         return Ok(default);
     };
-    match text.trim().parse() {
+    match text.parse() {
         Ok(parsed) if allowed(&parsed) => Ok(parsed),
         _ => Err(ConfigError::new(setting, &text, describe())),
     }
@@ -407,42 +536,37 @@ fn parse_database(text: &str) -> Result<Database, ConfigError> {
     if text == "embedded" {
         return Ok(Database::Sqlite(PathBuf::from(EMBEDDED_FILE)));
     }
-    if let Some(address) = text.strip_prefix("sqlite:") {
+    if let Some((scheme, address)) = text.split_once(':')
+        && scheme.eq_ignore_ascii_case("sqlite")
+    {
         return match crate::store::sqlite::address::parse(address) {
             Ok(path) => Ok(path.map_or(Database::Temporary, Database::Sqlite)),
             Err(reason) => Err(wrong(format!("{ALLOWED}; {reason}"))),
         };
     }
-    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-        crate::store::postgres::check_url(text)
-            .map_err(|reason| wrong(format!("{ALLOWED}; {reason}")))?;
-        return Ok(Database::Postgres(text.to_owned()));
+    if text.contains("://") {
+        return match crate::store::postgres::check_url(text) {
+            Ok(url) => Ok(Database::Postgres(url)),
+            Err(Some(remedy)) => Err(wrong(remedy)),
+            Err(None) => Err(wrong(ALLOWED.into())),
+        };
     }
     Err(wrong(ALLOWED.into()))
 }
 
 fn parse_cache(text: &str) -> Result<CacheBackend, ConfigError> {
-    const ALLOWED: &str = "use `in-process` or `redis://HOST:PORT/DB` \
-                           (`rediss://` for TLS; a password goes in as `redis://:PASSWORD@HOST:PORT`)";
     if text == "in-process" {
         return Ok(CacheBackend::InProcess);
     }
-    let rest = text
-        .strip_prefix("redis://")
-        .or_else(|| text.strip_prefix("rediss://"));
-    match rest {
-        Some(rest) if has_host(rest) => Ok(CacheBackend::Redis(text.to_owned())),
-        _ => Err(ConfigError::new(setting::CACHE, text, ALLOWED)),
+    match redis::check(text) {
+        Ok(()) => Ok(CacheBackend::Redis(text.to_owned())),
+        Err(allowed) => Err(ConfigError::new(setting::CACHE, text, allowed)),
     }
 }
 
 /// Whether what follows the scheme of a URL has a host and, if any, a valid port.
 fn has_host(rest: &str) -> bool {
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    if host.is_empty() || host.contains(char::is_whitespace) {
-        return false;
-    }
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let (name, port) = match host.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
         Some((v6, port)) => (v6, port.strip_prefix(':')),
         None => match host.split_once(':') {
@@ -450,7 +574,7 @@ fn has_host(rest: &str) -> bool {
             None => (host, None),
         },
     };
-    !name.is_empty() && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+    is_host(name) && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 fn parse_consistency(text: &str) -> Result<Consistency, ConfigError> {
@@ -514,7 +638,7 @@ fn parse_endpoint(text: String) -> Result<String, ConfigError> {
     }
 }
 
-fn sampling(name: Option<String>, ratio: Option<String>) -> Result<Sampling, ConfigError> {
+fn sampling(name: Option<String>, ratio: &Option<String>) -> Result<Sampling, ConfigError> {
     let name = name.unwrap_or_else(|| "parentbased_always_on".to_owned());
     let (parent_based, root) = match name.strip_prefix("parentbased_") {
         Some(root) => (true, root),
@@ -524,7 +648,7 @@ fn sampling(name: Option<String>, ratio: Option<String>) -> Result<Sampling, Con
         "always_on" => 1.0,
         "always_off" => 0.0,
         "traceidratio" => parsed(
-            &ratio,
+            ratio,
             setting::SAMPLER_ARG,
             1.0,
             |r| (0.0..=1.0).contains(r),
@@ -545,39 +669,15 @@ fn sampling(name: Option<String>, ratio: Option<String>) -> Result<Sampling, Con
     })
 }
 
-/// A value as it may be printed: without user, password and query of a URL, and not at all when it
-/// looks like a secret in another form.
-#[must_use]
-pub fn without_secrets(value: &str) -> String {
-    if let Some((scheme, rest)) = value.split_once("://") {
-        // A password may contain any character, also a raw `/` or `@`: everything up to the last
-        // `@` goes.
-        let (hidden, shown) = match rest.rsplit_once('@') {
-            Some((_, shown)) => ("***@", shown),
-            None => ("", rest),
-        };
-        let shown = shown.split(['?', '#']).next().unwrap_or_default();
-        let shown = if hidden.is_empty() && rest.matches(':').count() > 1 && !rest.starts_with('[')
-        {
-            "***"
-        } else {
-            shown
-        };
-        return format!("{scheme}://{hidden}{shown}");
-    }
-    let lower = value.to_lowercase();
-    if lower.contains("pass") || lower.contains('@') || lower.contains("secret") {
-        return "***".to_owned();
-    }
-    value.chars().take(200).collect()
-}
-
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
             Self::Temporary => f.write_str("sqlite::memory:"),
-            Self::Postgres(url) => f.write_str(&without_secrets(url)),
+            Self::Postgres(url) => {
+                let shown = crate::store::postgres::shown_url(url);
+                f.write_str(&shown.unwrap_or_else(|| form(url)))
+            }
         }
     }
 }
@@ -586,7 +686,7 @@ impl fmt::Debug for CacheBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InProcess => f.write_str("in-process"),
-            Self::Redis(url) => f.write_str(&without_secrets(url)),
+            Self::Redis(url) => f.write_str(&redis::shown(url).unwrap_or_else(|| form(url))),
         }
     }
 }
@@ -676,34 +776,222 @@ mod tests {
         for (setting, value, change) in cases {
             let error = config(|args| change(args, value)).unwrap_err().to_string();
             assert!(error.starts_with(setting), "{error}");
-            assert!(error.contains(value), "{error}");
+            let connects = ["--database", "--cache", "--otlp"]
+                .iter()
+                .any(|name| setting.starts_with(name));
+            let shown = if connects {
+                form(value)
+            } else {
+                format!("{value:?}")
+            };
+            assert!(error.contains(&format!(" is {shown}, which")), "{error}");
             assert!(error.contains(": use "), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
     }
 
     #[test]
-    fn no_form_of_a_url_shows_its_password() {
-        for url in [
-            "postgres://u:s3cret@h:5432/d",
-            "postgres://u:s3cret/@h:5432/d",
-            "postgres://u:s3c@s3cret@h/d",
-            "postgres://h/d?user=u&password=s3cret",
-            "mysql://u:s3cret@h:notaport/d",
-            "postgres://u:s3cret:5432/d",
-            "host=h password=s3cret",
-            "redis://:s3cret@h:99999",
-        ] {
-            for change in [
-                |a: &mut ServeArgs, v: &str| a.database = Some(v.into()),
-                |a: &mut ServeArgs, v: &str| a.cache = Some(v.into()),
-            ] {
-                let shown = match config(|args| change(args, url)) {
-                    Ok(config) => format!("{config:?}"),
-                    Err(error) => format!("{error} {error:?}"),
-                };
-                assert!(!shown.contains("s3c"), "{shown}");
+    fn white_space_and_quotes_around_any_value_go_and_a_line_break_in_it_is_refused() {
+        let every = |before: &str, after: &str| {
+            let of = |value: &str| Some(format!("{before}{value}{after}"));
+            let args = ServeArgs {
+                listen: of("127.0.0.1:1"),
+                database: of("postgres://u:p@h:1/d1"),
+                cache: of("redis://h:1"),
+                ttl: of("7"),
+                consistency: of("off"),
+                cache_capacity_bytes: of("2000000"),
+                database_pool_size: of("7"),
+                max_in_flight: of("7"),
+                max_connections: of("7"),
+                drain: of("7"),
+                drain_delay: of("7"),
+                log_format: of("json"),
+                log_level: of("debug"),
+                service_name: of("shop"),
+                otlp_endpoint: of("http://h:4318"),
+                traces_sampler: of("traceidratio"),
+                traces_sampler_arg: of("0.5"),
+            };
+            Config::from_args(&args, |_| None)
+        };
+        let plain = format!("{:?}", every("", "").unwrap());
+        for (before, after) in [("", "\r"), (" ", "\r\n"), ("\"", "\""), (" '", "' ")] {
+            let config = every(before, after).unwrap();
+            assert_eq!(format!("{config:?}"), plain);
+            assert_eq!(
+                config.database,
+                Database::Postgres("postgres://u:p@h:1/d1".into())
+            );
+        }
+        type Change = fn(&mut ServeArgs, String);
+        let changes: [Change; 6] = [
+            |a, v| a.listen = Some(v),
+            |a, v| a.database = Some(v),
+            |a, v| a.cache = Some(v),
+            |a, v| a.ttl = Some(v),
+            |a, v| a.service_name = Some(v),
+            |a, v| a.log_level = Some(v),
+        ];
+        for change in changes {
+            for value in ["a\rb", "postgres://h/d1\r?x", "1\n2", "info\0"] {
+                let error = config(|args| change(args, value.to_owned())).unwrap_err();
+                assert!(error.to_string().contains("use one line"), "{error}");
+                assert_eq!(error.to_string().lines().count(), 1);
             }
         }
+    }
+
+    #[test]
+    fn the_port_alone_is_read_when_no_address_is_given() {
+        let listen = |address: Option<&str>, port: &str| {
+            listen(&address.map(str::to_owned), |name| {
+                (name == "PORT").then(|| port.to_owned())
+            })
+            .map(|address| address.to_string())
+        };
+        assert_eq!(listen(None, "3000\r").unwrap(), "[::]:3000");
+        assert_eq!(listen(Some(""), "3000").unwrap(), "[::]:3000");
+        assert_eq!(listen(Some(":8000"), "3000").unwrap(), "[::]:8000");
+        assert_eq!(listen(None, "").unwrap(), "127.0.0.1:8000");
+        let error = listen(None, "tcp://10.0.0.1:80").unwrap_err().to_string();
+        assert!(
+            error.starts_with("PORT is ") && error.contains(": use "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_url_may_be_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let postgres = file("postgres", b"postgres://u:hunter2@h/d\r\n");
+        let redis = file("redis", b" \"redis://:hunter2@h/1\"\n");
+        let config = |variables: &[(&str, &str)]| {
+            Config::from_args(&ServeArgs::default(), |name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        for name in ["POSTGRES_URL_FILE", "DATABASE_URL_FILE"] {
+            let config = config(&[(name, &postgres), ("REDIS_URL_FILE", &redis)]).unwrap();
+            assert_eq!(
+                config.database,
+                Database::Postgres("postgres://u:hunter2@h/d".into())
+            );
+            assert_eq!(
+                config.cache,
+                CacheBackend::Redis("redis://:hunter2@h/1".into())
+            );
+        }
+        // What is more precise comes first.
+        let other = file("other", b"postgres://h2/d2");
+        let both = config(&[
+            ("POSTGRES_URL_FILE", &postgres),
+            ("DATABASE_URL_FILE", &other),
+        ]);
+        assert_eq!(
+            both.unwrap().database,
+            Database::Postgres("postgres://u:hunter2@h/d".into())
+        );
+
+        let long = file("long", &[b'x'; 100_000]);
+        let (empty, lines) = (file("empty", b"\n"), file("lines", b"a\nb"));
+        let bytes = file("bytes", b"redis://\xff@h");
+        let folder = folder.path().display().to_string();
+        for (value, why) in [
+            ("/nonexistent/hunter2", "No such file"),
+            ("redis://:hunter2@h", "No such file"),
+            (&folder, "not a regular file"),
+            ("/dev/zero", "not a regular file"),
+            (&long, "more than 65536 bytes"),
+            (&empty, "it is empty"),
+            (&lines, "use one line"),
+            (&bytes, "use UTF-8"),
+        ] {
+            let error = config(&[("REDIS_URL_FILE", value)])
+                .unwrap_err()
+                .to_string();
+            assert!(error.starts_with("REDIS_URL_FILE is "), "{error}");
+            assert!(error.contains(why) && !error.contains("hunter2"), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+        for name in ["POSTGRES_URL", "DATABASE_URL", "REDIS_URL"] {
+            let variables = [(name, "x"), (&format!("{name}_FILE"), "y")];
+            let error = config(&variables).unwrap_err().to_string();
+            assert!(error.contains("use either it or"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_not_understood_is_not_shown_and_one_that_was_by_its_parts() {
+        let refused = [
+            "postgres://u:hunter2",
+            "postgres://u:hunter2:5432/d",
+            "postgres://u:hunt@hunter2@h/d",
+            "postgres://u:x@h,hunter2=y/d",
+            "postgres://u:x@h/d;Password=hunter2",
+            "postgres://u;pwd=hunter2@h/d",
+            "postgres://h/d?hunter2",
+            "postgres://h/d?password=a&hunter=x",
+            "postgres://u:x@h/d?sslmode=hunter2",
+            "postgres://u:x@h/d?sslmode=require&sslrootcert=/hunter2",
+            "mysql://u:hunter2@h:notaport/d",
+            "hunter2://u@h",
+            "Server=h;Uid=u;Pwd=hunter2",
+            "host=h password=hunter2",
+            "h:6380,pw=hunter2",
+            "redis-cli -h h -a hunter2",
+            "redis://:hunter2@h:99999",
+            "redis://:hunt/er2@h",
+            "authorization=Bearer hunter2,http://h:4318",
+            "http://h:4318,hunter2",
+            "http://u:hunter2@h:4318",
+        ];
+        let changes: [fn(&mut ServeArgs, String); 4] = [
+            |a, v| a.database = Some(v),
+            |a, v| a.cache = Some(v),
+            |a, v| a.otlp_endpoint = Some(v),
+            // Put into the wrong place.
+            |a, v| a.listen = Some(v),
+        ];
+        for value in refused {
+            for (place, change) in changes.into_iter().enumerate() {
+                if place == 3 && !value.contains("://") {
+                    continue;
+                }
+                let error = config(|args| change(args, value.to_owned())).unwrap_err();
+                let shown = format!("{error} {error:?}");
+                assert!(!shown.contains("hunt"), "{value}: {shown}");
+                assert!(shown.contains(&form(value)), "{shown}");
+                assert!(!error.to_string().contains('\n'));
+            }
+        }
+        for (url, expected) in [
+            ("postgres://u:hunter2@h:5433/d", "postgres://h:5433/d"),
+            ("POSTGRES://u:hunt/er2@h/d", "postgres://h:5432/d"),
+            (
+                "postgresql://u:hunt?er2@h/d?password=hunter2",
+                "postgres://h:5432/d",
+            ),
+            ("postgres://u:hunter2@h1:1,h2:2/d", "postgres://h1:1,h2:2/d"),
+            (
+                "postgres://u:hunt%40er2@[::1]/d%20x",
+                "postgres://[::1]:5432/d x",
+            ),
+            (
+                "postgres:///d?host=/run/x&user=u&password=hunter2",
+                "postgres:///run/x:5432/d",
+            ),
+        ] {
+            let config = config(|args| args.database = Some(url.to_owned())).unwrap();
+            assert_eq!(format!("{:?}", config.database), expected);
+        }
+        let config = config(|args| args.cache = Some("rediss://u:hunter2@h/3".to_owned())).unwrap();
+        assert_eq!(format!("{:?}", config.cache), "rediss://h:6379/3");
     }
 }

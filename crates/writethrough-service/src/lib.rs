@@ -5,15 +5,18 @@
 //! `writethrough` does little else. From the outside in: [`exchange`] is the layer around every
 //! request, [`routes`] turns requests into calls of [`items`], which puts the cache in front of a
 //! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
-//! [`lab`] and [`probe`] stand beside the service: `serve` uses neither.
+//! [`listen`] is where it listens; [`lab`] and [`probe`] stand beside the service: `serve` uses neither.
 
 pub mod app;
 pub mod body;
+pub mod causes;
 pub mod config;
 pub mod exchange;
 pub mod item;
 pub mod items;
 pub mod lab;
+pub mod listen;
+pub mod manager;
 pub mod metrics;
 pub mod openapi;
 pub mod overload;

@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 use writethrough_check::CheckArgs;
-use writethrough_service::config::{Config, ServeArgs};
+use writethrough_service::causes::chain;
+use writethrough_service::config::{self, Config, ServeArgs};
 use writethrough_service::lab::{self, LabArgs};
-use writethrough_service::probe;
+use writethrough_service::manager::Manager;
 use writethrough_service::server::Server;
 use writethrough_service::shutdown::Signals;
 use writethrough_service::telemetry::Telemetry;
+use writethrough_service::{listen, probe};
 
 /// 15 to 20 % less CPU for a hit than with the system's allocator.
 #[global_allocator]
@@ -44,21 +47,23 @@ enum Command {
 
 #[derive(clap::Args)]
 struct HealthArgs {
-    /// The address that the server listens on.
+    /// The address that the server listens on. When it stands for all addresses, the server is
+    /// asked at one that other machines see. The variable PORT is read when LISTEN_ADDR is not set
+    /// [default: 127.0.0.1:8000].
     #[arg(
         long,
         env = "LISTEN_ADDR",
         value_name = "ADDRESS:PORT",
-        default_value = "127.0.0.1:8000"
+        hide_env_values = true
     )]
-    listen: SocketAddr,
+    listen: Option<String>,
     /// What to ask for.
     #[arg(long, value_name = "PATH", default_value = "/readyz")]
     path: String,
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| without_secrets(error).exit());
     let outcome = match cli.command {
         Some(Command::Serve(args)) => serve(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Check(args)) => return check(*args),
@@ -70,10 +75,46 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // One line, whatever happened.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", chain(error.as_ref()));
             ExitCode::from(2)
         }
     }
+}
+
+/// A variable of the environment. What is not UTF-8 in it stays visible as such.
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The complaint about the command line without the texts that may be secrets: a URL that stands
+/// where none belongs is repeated only by its form, and so is a word that is no word.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    let is_word = |text: &str| {
+        let text = text.trim_start_matches('-');
+        text.chars()
+            .all(|letter| letter.is_ascii_lowercase() || letter == '-')
+    };
+    for kind in [
+        ContextKind::InvalidSubcommand,
+        ContextKind::InvalidArg,
+        ContextKind::InvalidValue,
+    ] {
+        let Some(ContextValue::String(text)) = error.get(kind) else {
+            continue;
+        };
+        let hide = match kind {
+            ContextKind::InvalidValue => text.contains("://"),
+            // Otherwise it is one that is known, as the help writes it.
+            ContextKind::InvalidArg => error.kind() == ErrorKind::UnknownArgument && !is_word(text),
+            _ => !is_word(text),
+        };
+        if hide {
+            let form = config::form(text);
+            error.insert(kind, ContextValue::String(form));
+            error.remove(ContextKind::Suggested);
+        }
+    }
+    error
 }
 
 /// Containers without a shell have nothing else to ask with.
@@ -82,8 +123,8 @@ fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let address = probe::local(args.listen);
-    let (status, body) = runtime.block_on(probe::get(address, &args.path, BOUND))?;
+    let places = listen::reachable_at(config::listen(&args.listen, variable)?);
+    let (status, body) = runtime.block_on(probe::get_any(&places, &args.path, BOUND))?;
     let _ = writeln!(
         std::io::stdout(),
         "{}: {}",
@@ -105,14 +146,18 @@ fn check(args: CheckArgs) -> ExitCode {
     match checked {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "could not judge: {error:#}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "could not judge: {}",
+                chain(error.as_ref())
+            );
             ExitCode::from(2)
         }
     }
 }
 
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
-    let config = Config::from_args(args, |name| std::env::var(name).ok())?;
+    let config = Config::from_args(args, variable)?;
     let telemetry = Telemetry::start(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -122,7 +167,9 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         let mut signals = Signals::listen()?;
         let running = Server::start(config).await?;
         greet(running.addr());
+        let manager = Manager::started();
         let signal = signals.next().await;
+        manager.stopping();
         tracing::info!("{signal}: draining; once more to stop at once");
         tokio::select! {
             () = running.shutdown() => {}

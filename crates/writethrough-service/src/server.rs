@@ -21,8 +21,9 @@ use writethrough::{
 };
 
 use crate::app::App;
-use crate::config::{CacheBackend, Config, ConfigError, Database, without_secrets};
+use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
 use crate::items::Items;
+use crate::listen;
 use crate::routes;
 use crate::store::postgres::{Connector, PostgresStore};
 use crate::store::sqlite::{OpenError, SqliteStore};
@@ -79,9 +80,7 @@ impl Server {
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Running, StartError> {
         let listen_error = |error| StartError::Listen(config.listen, error);
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(listen_error)?;
+        let listener = listen::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let app = Arc::new(App::new(&config));
         let stop = watch::Sender::new(false);
@@ -114,6 +113,12 @@ impl Server {
             Database::Postgres(url) => {
                 let connector = Connector::new(url, &config.service_name)
                     .map_err(|reason| database_error(url, &reason))?;
+                if !connector.unused_options().is_empty() {
+                    tracing::info!(
+                        "not used of the database's URL, because the service has its own bounds: {}",
+                        connector.unused_options().join(", ")
+                    );
+                }
                 let store = PostgresStore::new(&connector, config.database_pool_size)
                     .map_err(|reason| database_error(url, &reason))?;
                 let fence_pool = connector
@@ -204,11 +209,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 fn database_error(url: &str, reason: &str) -> ConfigError {
-    ConfigError {
-        setting: "--database (POSTGRES_URL, DATABASE_URL)",
-        value: without_secrets(url),
-        allowed: reason.to_owned(),
-    }
+    ConfigError::new(setting::DATABASE, url, reason)
 }
 
 fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
@@ -220,11 +221,7 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
         }
     };
     // The client's own message may repeat the URL, so it is not passed on.
-    let wrong = |_| ConfigError {
-        setting: "--cache (REDIS_URL)",
-        value: without_secrets(url),
-        allowed: "use `redis://HOST:PORT/DB`, with DB a number".to_owned(),
-    };
+    let wrong = |_| ConfigError::new(setting::CACHE, url, "use `redis://HOST:PORT/DB`");
     Ok(Arc::new(
         RedisCache::connect(RedisSettings::new(url.as_str())).map_err(wrong)?,
     ))
@@ -252,7 +249,7 @@ async fn migrate(connector: &Connector) {
             let mut client = connector
                 .connect()
                 .await
-                .map_err(|error| crate::store::chain(&error))?;
+                .map_err(|error| crate::causes::chain(&error))?;
             PostgresStore::migrate(&mut client).await
         };
         let reason = match timeout(MIGRATION_TIMEOUT, attempt).await {

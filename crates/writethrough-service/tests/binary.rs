@@ -7,6 +7,7 @@ mod support;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use support::ApiClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -81,22 +82,26 @@ fn a_wrong_setting_stops_the_start_with_one_line() {
         (
             &[],
             &[("REDIS_URL", "http://h")],
-            &["REDIS_URL", "http://h", "redis://"],
+            &[
+                "REDIS_URL",
+                "a URL with scheme `http`, 8 characters",
+                "redis://",
+            ],
         ),
         (
             &[],
             &[("REDIS_URL", "redis://h:6379/x")],
-            &["REDIS_URL", "redis://h:6379/x"],
+            &["REDIS_URL", "16 characters", "with DB a number"],
         ),
         (
             &[],
             &[("POSTGRES_URL", "oracle://h")],
-            &["POSTGRES_URL", "oracle://h", "`embedded`"],
+            &["POSTGRES_URL", "a URL with scheme `oracle`", "`embedded`"],
         ),
         (
             &[],
             &[("DATABASE_URL", "oracle://h")],
-            &["DATABASE_URL", "oracle://h", "`embedded`"],
+            &["DATABASE_URL", "a URL with scheme `oracle`", "`embedded`"],
         ),
         (
             &["--database", "sqlite:/nonexistent/a.db"],
@@ -113,11 +118,21 @@ fn a_wrong_setting_stops_the_start_with_one_line() {
             &[("OTEL_EXPORTER_OTLP_ENDPOINT", "h:4318")],
             &["OTEL_EXPORTER_OTLP_ENDPOINT"],
         ),
+        (
+            &[],
+            &[("PORT", "tcp://10.0.0.1:80")],
+            &["PORT is a URL", "use a number"],
+        ),
+        (
+            &[],
+            &[("REDIS_URL_FILE", "/nonexistent")],
+            &["REDIS_URL_FILE", "a text without a scheme", "No such file"],
+        ),
     ];
     for (args, variables, expected) in cases {
         let mut variables = variables.to_vec();
-        if !args.contains(&"--listen") && !variables.iter().any(|(name, _)| *name == "LISTEN_ADDR")
-        {
+        let says_where = |(name, _): &(&str, &str)| matches!(*name, "LISTEN_ADDR" | "PORT");
+        if !args.contains(&"--listen") && !variables.iter().any(says_where) {
             variables.push(("LISTEN_ADDR", "127.0.0.1:0"));
         }
         let output = run(args, &variables);
@@ -142,8 +157,15 @@ fn neither_errors_nor_help_show_a_password() {
         ("POSTGRES_URL", "postgres://u:s3cret@h:notaport/d"),
         ("POSTGRES_URL", "postgres://u:s3cret@h/d?sslmode=perhaps"),
         ("POSTGRES_URL", "host=h user=u password=s3cret"),
+        ("POSTGRES_URL", "postgres://u:s3cret"),
+        ("POSTGRES_URL", "Server=h;Uid=u;Pwd=s3cret"),
+        ("POSTGRES_URL_FILE", "postgres://u:s3cret@h/d"),
         ("REDIS_URL", "redis://:s3cret@h:6379/x"),
         ("REDIS_URL", "redis://:s3cret@"),
+        ("REDIS_URL", "redis-cli -h h -a s3cret"),
+        ("REDIS_URL", "h:6380,pw=s3cret"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "authorization=Bearer s3cret"),
+        ("LISTEN_ADDR", "postgres://u:s3cret@h/d"),
     ] {
         for args in [&[][..], &["--help"], &["serve", "--help"], &["--ttl", "x"]] {
             let output = run(args, &[variables]);
@@ -152,6 +174,82 @@ fn neither_errors_nor_help_show_a_password() {
             assert!(!said.is_empty() && !said.contains("s3cret"), "{said}");
         }
     }
+}
+
+#[test]
+fn neither_does_the_complaint_about_a_command_line() {
+    for args in [
+        &["postgres://u:s3cret@h/d"][..],
+        &["serve", "redis://:s3cret@h"],
+        &["serve", "redis-cli -h h -a s3cret"],
+        &["--u:s3cret@h"],
+        &["--databse=postgres://u:s3cret@h/d"],
+        &["lab", "--nodes", "redis://:s3cret@h"],
+        &["lab", "redis://:s3cret@h"],
+        &["lab", "--listen", "redis://:s3cret@h"],
+        &["health", "--listen", "redis://:s3cret@h"],
+        &["check", "--keys", "http://u:s3cret@h"],
+        &["check", "http://u:s3cret@h"],
+        &["check", "--target", "http://u:s3cret@h"],
+        &["check", "--target", "h;Pwd=s3cret"],
+        &["check", "--target", "http://h,s3cret", "--json"],
+    ] {
+        let output = run(args, &[]);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(
+            !said.is_empty() && !said.contains("s3cret"),
+            "{args:?}: {said}"
+        );
+    }
+    // A mistyped word is repeated, and set right.
+    let said = String::from_utf8(run(&["sevre"], &[]).stderr).unwrap();
+    assert!(
+        said.contains("'sevre'") && said.contains("'serve'"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_asks_where_others_reach_the_service() {
+    let testbed = Testbed::new().await.unwrap();
+    let health = |variable: (&str, &str)| {
+        let output = run(&["health"], &[variable]);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), said)
+    };
+    // All addresses, as an image is told to listen.
+    let port = free_port().to_string();
+    let spec = ChildSpec::new("api", PROGRAM).env("PORT", &port);
+    let folder = tempfile::tempdir_in(testbed.folder()).unwrap();
+    let node = testbed.child(spec.folder(folder.path())).await.unwrap();
+    for address in ["127.0.0.1", "localhost"] {
+        let client = ApiClient::new(format!("http://{address}:{port}"));
+        support::until("it serves", async || {
+            let ready = client.try_send(Method::GET, "/readyz", &[], None).await;
+            ready.ok()?.status.is_success().then_some(())
+        })
+        .await;
+    }
+    let (well, said) = health(("PORT", &port));
+    assert!(well, "{said}");
+    let (well, said) = health(("LISTEN_ADDR", &format!("[::]:{port}\r")));
+    assert!(well, "{said}");
+    node.kill().await.unwrap();
+
+    // Only this machine sees the next one, whatever its check is told.
+    let others = if_addrs::get_if_addrs().unwrap();
+    let loopback = |ip: std::net::IpAddr| ip.is_loopback();
+    if others.iter().all(|interface| loopback(interface.ip())) {
+        return;
+    }
+    let (_node, client) = start(&testbed, &[], &[]).await;
+    let (_, port) = client.address().rsplit_once(':').unwrap();
+    let (well, said) = health(("LISTEN_ADDR", &format!("0.0.0.0:{port}")));
+    assert!(!well, "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let (well, said) = health(("LISTEN_ADDR", client.address()));
+    assert!(well, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,6 +345,87 @@ async fn sigterm_ends_it_in_bounded_time_with_success() {
         begun.elapsed()
     );
     assert!(node.log().unwrap().contains("stopped"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn harmless_forms_of_urls_lead_to_the_servers_and_the_log_shows_their_parts() {
+    let testbed = Testbed::new().await.unwrap();
+    let (postgres, redis) = tokio::try_join!(testbed.postgres(), testbed.redis()).unwrap();
+    postgres.run("CREATE SCHEMA shop").await.unwrap();
+    let file = testbed.folder().join("url");
+    let (server, cache) = (postgres.addr(), redis.addr());
+    let url = format!(
+        "POSTGRES://labuser:s3cret@{server}/items_db?options=-csearch_path%3Dshop&connect_timeout=9"
+    );
+    std::fs::write(&file, format!("{url}\r\n")).unwrap();
+    let variables = [
+        ("POSTGRES_URL_FILE", file.to_str().unwrap()),
+        ("REDIS_URL", &format!("\"Valkey://{cache}/1\"\r")),
+        ("CONSISTENCY", " strict\r"),
+    ];
+    let (node, client) = start(&testbed, &[], &variables).await;
+    let log = node.log().unwrap();
+    for part in [
+        format!("database=postgres://{server}/items_db"),
+        format!("cache=valkey://{cache}/1"),
+        "its own bounds: connect_timeout".to_owned(),
+    ] {
+        assert!(log.contains(&part), "no {part} in {log}");
+    }
+    let caches = async || {
+        let stats = client
+            .try_send(Method::GET, "/cache/stats", &[], None)
+            .await;
+        (stats.ok()?.text().contains("\"mode\":\"cached\"")).then_some(())
+    };
+    support::until("it caches", caches).await;
+    client.create("Forms").await;
+    let stored = "SELECT name FROM shop.items WHERE name = 'Forms'";
+    assert_eq!(postgres.run(stored).await.unwrap(), "Forms");
+    assert!(!node.log().unwrap().contains("s3cret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_manager_is_told_of_the_start_of_life_and_of_the_end() {
+    let testbed = Testbed::new().await.unwrap();
+    let path = testbed.folder().join("notify");
+    let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let hear = async |wanted: &str| {
+        let mut heard = Vec::new();
+        let wait = async {
+            let mut bytes = [0; 1024];
+            loop {
+                let length = socket.recv(&mut bytes).await.unwrap();
+                heard.push(String::from_utf8_lossy(&bytes[..length]).trim().to_owned());
+                if heard.last().is_some_and(|last| last == wanted) {
+                    return;
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, wait).await.is_ok();
+        assert!(in_time, "no {wanted} in {heard:?}");
+        heard
+    };
+    let path = path.display().to_string();
+    let variables = [
+        ("NOTIFY_SOCKET", path.as_str()),
+        ("WATCHDOG_USEC", "200000"),
+    ];
+    let (node, client) = start(&testbed, &[], &variables).await;
+    assert_eq!(hear("READY=1").await, ["READY=1"]);
+    assert_eq!(client.get("/livez").await.status, 200);
+    for _ in 0..3 {
+        hear("WATCHDOG=1").await;
+    }
+    let (status, _) = tokio::join!(node.terminate(PATIENCE), hear("STOPPING=1"));
+    assert_eq!(status.unwrap().code(), Some(0));
+
+    // One that nobody listens on is named, and is no reason to end.
+    let variables = [("NOTIFY_SOCKET", "/nonexistent/notify")];
+    let (node, client) = start(&testbed, &[], &variables).await;
+    let line = node.wait_for_log("NOTIFY_SOCKET", PATIENCE).await.unwrap();
+    assert!(line.contains("WARN"), "{line}");
+    assert_eq!(client.get("/livez").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -240,6 +240,91 @@ fn what_is_not_installed_is_named_in_one_line() {
     assert!(!folder.exists());
 }
 
+/// What a shell may hold for other programs: each of these once stopped the lab or its tools.
+const OTHERS: [(&str, &str); 13] = [
+    ("RUST_LOG", "error"),
+    ("LOG_LEVEL", "error"),
+    ("LOG_FORMAT", "json"),
+    ("DATABASE_POOL_SIZE", "0"),
+    ("MAX_IN_FLIGHT", "none"),
+    ("CACHE_TTL_SECONDS", "soon"),
+    ("OTEL_TRACES_SAMPLER", "never"),
+    ("PORT", "none"),
+    ("POSTGRES_URL_FILE", "/nonexistent"),
+    ("PGOPTIONS", "-c no.such=thing -c nonsense=1"),
+    ("PGSERVICE", "nowhere"),
+    ("PGSSLMODE", "verify-full"),
+    ("REDISCLI_AUTH", "s3cret"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_other_programs_in_the_shell_reach_neither_the_lab_nor_its_tools() {
+    let testbed = Testbed::new().await.unwrap();
+    let folder = testbed.folder().join("writethrough-lab");
+    let mut spec = ChildSpec::new("lab", PROGRAM)
+        .args(["lab", "--listen", "127.0.0.1:0", "--no-prometheus"])
+        .env("WRITETHROUGH_LAB", &folder);
+    for (name, value) in OTHERS {
+        spec = spec.env(name, value);
+    }
+    let lab = testbed.child(spec).await.unwrap();
+    lab.wait_for_log("The lab is ready", PATIENCE)
+        .await
+        .unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command
+            .arg("lab")
+            .args(args)
+            .env("WRITETHROUGH_LAB", &folder);
+        let output = command.envs(OTHERS).output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{args:?}: {said}");
+        said
+    };
+    assert!(run(&["status"]).contains("mode cached"));
+    assert_eq!(run(&["psql", "-Atc", "SELECT 40 + 2"]), "42\n");
+    assert_eq!(run(&["redis-cli", "ping"]), "PONG\n");
+    for verb in ["stop", "start"] {
+        run(&[verb, "api"]);
+    }
+    assert!(run(&["status"]).contains("mode cached"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_do_not_reach_the_nodes_of_a_cluster_either() {
+    let testbed = Testbed::new().await.unwrap();
+    let options = ["--duration", "1s", "--faults", "none", "--processes", "2"];
+    let mut spec = ChildSpec::new("check", PROGRAM)
+        .args(["check", "--cluster", "nodes=1"])
+        .args(options);
+    for (name, value) in OTHERS {
+        spec = spec.env(name, value);
+    }
+    let check = testbed.child(spec).await.unwrap();
+    let status = check.wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", check.log().unwrap());
+}
+
+#[test]
+fn a_folder_for_temporary_files_that_is_not_there_is_named_in_one_line() {
+    let folder = std::env::temp_dir().join(format!("lab-no-tmp-{}", std::process::id()));
+    let lab: &[&str] = &["lab", "--listen", "127.0.0.1:0"];
+    for args in [lab, &["check", "--cluster", "nodes=1"]] {
+        let output = Command::new(PROGRAM)
+            .args(args)
+            .env("WRITETHROUGH_LAB", &folder)
+            .env("TMPDIR", "/nonexistent/folder")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("TMPDIR is /nonexistent/folder"), "{said}");
+    }
+    assert!(!folder.exists());
+}
+
 #[test]
 fn a_folder_with_other_files_in_it_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();

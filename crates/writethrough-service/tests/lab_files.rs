@@ -228,7 +228,8 @@ fn the_service_accepts_its_environment_and_finds_its_neighbours() {
         ..ServeArgs::default()
     };
     let config = Config::from_args(&args, |_| None).unwrap();
-    assert!(config.listen.ip().is_unspecified());
+    // All addresses, of both protocols.
+    assert_eq!(config.listen.to_string(), "[::]:8000");
     let (Database::Postgres(database), CacheBackend::Redis(cache)) =
         (&config.database, &config.cache)
     else {
@@ -289,6 +290,11 @@ fn the_dockerfile_has_every_target_and_argument_and_gives_a_bare_image() {
     }
     assert_eq!(*stages.last().unwrap(), ("scratch", "api"));
     let (_, last) = dockerfile.rsplit_once("FROM ").unwrap();
+    let port = last.lines().find_map(|line| line.strip_prefix("ENV PORT="));
+    let listen = writethrough_service::config::listen(&None, |name| {
+        (name == "PORT").then(|| port.unwrap().to_owned())
+    });
+    assert_eq!(listen.unwrap().to_string(), "[::]:8000");
     assert!(last.contains("\nUSER 65532:65532\n") && last.contains("\nHEALTHCHECK "));
     // What is compiled in or listed in the workspace must be part of the build's context.
     let context = text(".dockerignore");

@@ -14,9 +14,14 @@ use super::control::{self, Request};
 use super::stack::{Plan, Stack};
 use super::tools;
 use crate::shutdown::Signals;
+use crate::{config, listen};
 
 /// How long `down` waits for the folder to vanish.
 const DOWN_BOUND: Duration = Duration::from_secs(30);
+
+/// What an empty variable stands for too.
+const LISTEN: &str = "127.0.0.1:8000";
+const FOLDER: &str = "writethrough-lab";
 
 /// The lab without containers: private Postgres and Redis, API nodes, and Prometheus if installed.
 ///
@@ -35,7 +40,8 @@ pub struct LabArgs {
         global = true,
         env = "WRITETHROUGH_LAB",
         value_name = "FOLDER",
-        default_value = "writethrough-lab"
+        default_value = FOLDER,
+        value_parser = parse_folder
     )]
     folder: PathBuf,
 }
@@ -50,7 +56,8 @@ struct UpArgs {
         long,
         env = "WRITETHROUGH_LAB_LISTEN",
         value_name = "ADDRESS:PORT",
-        default_value = "127.0.0.1:8000"
+        default_value = LISTEN,
+        value_parser = parse_listen
     )]
     listen: SocketAddr,
     /// `strict` (linearizable), `textbook` (commit, then SET: not linearizable) or `off` (no cache).
@@ -137,6 +144,15 @@ struct Rest {
         value_name = "ARGUMENT"
     )]
     arguments: Vec<String>,
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, &'static str> {
+    listen::parse(config::cleaned(text)?.as_deref().unwrap_or(LISTEN))
+}
+
+fn parse_folder(text: &str) -> Result<PathBuf, &'static str> {
+    let folder = config::cleaned(text)?;
+    Ok(folder.unwrap_or_else(|| FOLDER.to_owned()).into())
 }
 
 /// Runs the command.

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::stack::Stack;
+use crate::causes::chain;
 
 /// The socket's name in the lab's folder.
 const SOCKET: &str = "control";
@@ -109,7 +110,7 @@ async fn serve(stream: UnixStream, stack: &Stack, down: &Sender<()>) -> anyhow::
     } else {
         match timeout(COMMAND_BOUND, stack.obey(&request)).await {
             Ok(Ok(text)) => Answer::Done(text),
-            Ok(Err(error)) => Answer::Failed(format!("{error:#}")),
+            Ok(Err(error)) => Answer::Failed(chain(error.as_ref())),
             Err(_) => Answer::Failed(format!(
                 "gave up after {COMMAND_BOUND:?}; `writethrough lab status` tells what runs"
             )),

@@ -16,7 +16,7 @@ use writethrough_testbed::{
 use super::control::Request;
 use super::monitoring;
 use super::traces::Traces;
-use crate::probe;
+use crate::{listen, probe};
 
 /// How long a node may take until it serves from the cache.
 const READY_BOUND: Duration = Duration::from_secs(30);
@@ -84,6 +84,7 @@ impl Stack {
         for program in ["initdb", "postgres", "psql", "redis-server"] {
             find_program(program)?;
         }
+        let addresses = addresses(&plan).await?;
         let testbed = Testbed::in_folder(folder).await?;
         let (postgres, primary) = tokio::try_join!(testbed.postgres(), testbed.redis())?;
         let mut redis = vec![primary];
@@ -99,14 +100,7 @@ impl Stack {
         };
         let program = std::env::current_exe().context("cannot find the program itself")?;
         let mut nodes = Vec::new();
-        for index in 0..plan.nodes {
-            let mut address = plan.listen;
-            address.set_port(match plan.listen.port() {
-                0 => free_port(),
-                first => first
-                    .checked_add(index)
-                    .context("there are not enough ports above --listen for so many nodes")?,
-            });
+        for (index, address) in addresses.into_iter().enumerate() {
             let name = match index {
                 0 => "api".to_owned(),
                 _ => format!("api-{}", index + 1),
@@ -385,7 +379,6 @@ impl Stack {
 impl Node {
     /// Waits until it serves, and from the cache if it is to.
     async fn wait_ready(&self, consistency: &str) -> anyhow::Result<()> {
-        self.child.wait_for_log("listening on", READY_BOUND).await?;
         until(
             &format!("{} to serve, see its log", self.name),
             READY_BOUND,
@@ -398,6 +391,24 @@ impl Node {
             },
         )
         .await?;
+        self.must_run()
+    }
+
+    /// Waits until it answers at all.
+    async fn wait_alive(&self) -> anyhow::Result<()> {
+        until(
+            &format!("{} to answer, see its log", self.name),
+            READY_BOUND,
+            || async {
+                let alive = probe::get(self.address, "/livez", LOOK_BOUND).await.is_ok();
+                (alive || !self.child.is_running()).then_some(())
+            },
+        )
+        .await?;
+        self.must_run()
+    }
+
+    fn must_run(&self) -> anyhow::Result<()> {
         if !self.child.is_running() {
             bail!("{} ended:\n{}", self.name, self.child.log_tail(5));
         }
@@ -477,7 +488,7 @@ impl Server<'_> {
             Self::Node(node, consistency) => {
                 node.child.start().await?;
                 // With Redis or Postgres down it may not get further than to listen.
-                let _ = node.child.wait_for_log("listening on", READY_BOUND).await?;
+                node.wait_alive().await?;
                 let _ = tokio::time::timeout(LOOK_BOUND * 5, node.wait_ready(consistency)).await;
             }
         }
@@ -501,6 +512,29 @@ impl Server<'_> {
         }
         Ok(())
     }
+}
+
+/// Where the nodes will listen. Each place is free now, so that what answers there is the node.
+async fn addresses(plan: &Plan) -> anyhow::Result<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    for index in 0..plan.nodes {
+        let mut address = plan.listen;
+        address.set_port(match plan.listen.port() {
+            0 => free_port(),
+            first => first
+                .checked_add(index)
+                .context("there are not enough ports above --listen for so many nodes")?,
+        });
+        let listener = listen::bind(address).await;
+        let bound = listener.and_then(|listener| listener.local_addr());
+        addresses.push(bound.with_context(|| {
+            format!(
+                "--listen (WRITETHROUGH_LAB_LISTEN): a node cannot listen on {address}; use a \
+                 free address"
+            )
+        })?);
+    }
+    Ok(addresses)
 }
 
 fn state(pid: Option<u32>) -> &'static str {

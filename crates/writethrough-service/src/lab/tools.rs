@@ -6,13 +6,34 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
-use writethrough_testbed::find_program;
+use writethrough_testbed::{find_program, own_environment};
+
+/// What a program needs of the environment to show itself on a person's terminal.
+const TERMINAL: &[&str] = &[
+    "COLORTERM",
+    "EDITOR",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "LESS",
+    "LOGNAME",
+    "PAGER",
+    "PSQL_EDITOR",
+    "PSQL_PAGER",
+    "SHELL",
+    "TERM",
+    "TERMINFO",
+    "TZ",
+    "USER",
+    "VISUAL",
+];
 
 /// Becomes `psql`, connected to the lab's database.
 pub(super) fn psql(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let (host, port) = split(address)?;
     let mut command = Command::new(find_program("psql")?);
-    command
+    own_environment(&mut command, TERMINAL)
         .args(["-h", host, "-p", port, "-U", "labuser", "-d", "items_db"])
         .args(arguments)
         .env("PGCONNECT_TIMEOUT", "5");
@@ -23,7 +44,9 @@ pub(super) fn psql(address: &str, arguments: &[String]) -> anyhow::Result<ExitCo
 pub(super) fn redis_cli(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let (host, port) = split(address)?;
     let mut command = Command::new(find_program("redis-cli")?);
-    command.args(["-h", host, "-p", port]).args(arguments);
+    own_environment(&mut command, TERMINAL)
+        .args(["-h", host, "-p", port])
+        .args(arguments);
     become_program(command)
 }
 

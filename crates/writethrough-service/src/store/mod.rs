@@ -9,6 +9,7 @@ use std::error::Error as StdError;
 use async_trait::async_trait;
 use writethrough::{Guard, OpError};
 
+use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest};
 
 mod observed;
@@ -58,17 +59,6 @@ impl StoreError {
     pub fn failure(&self) -> StoreFailure {
         self.failure
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    message.replace('\n', " ")
 }
 
 /// Which versions of an item a write accepts.

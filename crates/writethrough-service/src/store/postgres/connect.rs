@@ -1,14 +1,17 @@
 //! Connections to Postgres: the URL, TLS, the pool and its bounds.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::{is_host, option_name};
 
 /// The longest that the server works on one statement. The bound on this side is the same.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,20 +20,74 @@ pub(super) const POOL_WAIT: Duration = Duration::from_secs(1);
 /// The longest that making a connection takes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Options of a URL whose values the service sets itself: a request must not wait for longer.
+const OWN_BOUNDS: &[&str] = &[
+    "connect_timeout",
+    "tcp_user_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+];
+
 /// How to connect: a URL understood, with this service's bounds added.
 #[derive(Clone)]
 pub struct Connector {
     config: Config,
     tls: Option<MakeRustlsConnect>,
+    unused: Vec<&'static str>,
 }
 
-/// Whether a URL is one to connect with. The reason never contains a part of the URL.
+/// Checks a URL, and returns it as it is to be used.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
-pub fn check_url(url: &str) -> Result<(), String> {
-    Connector::new(url, "check").map(drop)
+/// What to write instead, if it is known, without any part of the URL but the name of an option.
+pub fn check_url(url: &str) -> Result<String, Option<String>> {
+    let (scheme, rest) = url.split_once("://").ok_or(None)?;
+    let scheme = scheme.to_ascii_lowercase();
+    match scheme.as_str() {
+        "postgres" | "postgresql" => {}
+        "psql" | "pgsql" | "postgis" => {
+            return Err(Some(format!(
+                "use `postgresql://` in place of `{scheme}://`"
+            )));
+        }
+        "unix" => {
+            return Err(Some(
+                "use `postgresql:///DATABASE?user=USER&host=FOLDER`, where FOLDER is the one of \
+                 the Unix socket"
+                    .to_owned(),
+            ));
+        }
+        other if other.starts_with("jdbc:") => {
+            return Err(Some(
+                "use `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, without `jdbc:` and with \
+                 user and password before the host"
+                    .to_owned(),
+            ));
+        }
+        other if other.starts_with("postgres+") || other.starts_with("postgresql+") => {
+            return Err(Some(
+                "use `postgresql://`, without the `+` and the name of a driver".to_owned(),
+            ));
+        }
+        _ => return Err(None),
+    }
+    let url = format!("{scheme}://{rest}");
+    Connector::new(&url, "check").map_err(Some)?;
+    Ok(url)
+}
+
+/// The parts of a URL that tell where it leads to; `None` when it cannot be used.
+#[must_use]
+pub fn shown_url(url: &str) -> Option<String> {
+    let (config, _) = understand(url).ok()?;
+    let database = config
+        .get_dbname()
+        .or(config.get_user())
+        .unwrap_or_default();
+    Some(format!("postgres://{}/{database}", address(&config)))
 }
 
 impl Connector {
@@ -40,19 +97,12 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// What is wrong with the URL, without any part of it.
+    /// What is wrong with the URL, without any part of it but the name of an option.
     pub fn new(url: &str, application_name: &str) -> Result<Self, String> {
-        let (url, options) = split_tls_options(url);
-        let mut config = Config::from_str(&url).map_err(|error| super::super::chain(&error))?;
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err("the host is missing".to_owned());
-        }
-        if options.required {
-            config.ssl_mode(SslMode::Require);
-        }
+        let (mut config, own) = understand(url)?;
         let tls = match config.get_ssl_mode() {
             SslMode::Disable | SslMode::Prefer => None,
-            _ => Some(tls(options.root_certificate.as_deref())?),
+            _ => Some(tls(own.root_certificate.as_deref())?),
         };
         // The guard needs READ COMMITTED: only there does a statement see what was committed while
         // it waited for the lock.
@@ -76,18 +126,23 @@ impl Connector {
         if config.get_application_name().is_none() {
             config.application_name(application_name);
         }
-        Ok(Self { config, tls })
+        Ok(Self {
+            config,
+            tls,
+            unused: own.unused,
+        })
+    }
+
+    /// The options of the URL whose values are not used, because the service sets its own bounds.
+    #[must_use]
+    pub fn unused_options(&self) -> &[&'static str] {
+        &self.unused
     }
 
     /// Where it connects to, for the log.
     #[must_use]
     pub fn address(&self) -> String {
-        let hosts = self.config.get_hosts().iter().map(|host| match host {
-            tokio_postgres::config::Host::Tcp(name) => name.clone(),
-            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
-        });
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        format!("{}:{port}", hosts.collect::<Vec<_>>().join(","))
+        address(&self.config)
     }
 
     /// A pool of at most `size` connections, made when they are needed.
@@ -111,7 +166,7 @@ impl Connector {
             .recycle_timeout(Some(POOL_WAIT))
             .runtime(Runtime::Tokio1)
             .build()
-            .map_err(|error| super::super::chain(&error))
+            .map_err(|error| crate::causes::chain(&error))
     }
 
     /// One connection outside of any pool, without a statement timeout: for migrations.
@@ -137,45 +192,170 @@ impl Connector {
     }
 }
 
-struct TlsOptions {
-    required: bool,
-    root_certificate: Option<String>,
+/// Each host with its port.
+fn address(config: &Config) -> String {
+    let names: Vec<String> = match config.get_hosts() {
+        [] => config
+            .get_hostaddrs()
+            .iter()
+            .map(IpAddr::to_string)
+            .collect(),
+        hosts => hosts
+            .iter()
+            .map(|host| match host {
+                Host::Tcp(name) => name.clone(),
+                Host::Unix(folder) => folder.display().to_string(),
+            })
+            .collect(),
+    };
+    let ports = config.get_ports();
+    let port_of = |index: usize| match ports {
+        [one] => *one,
+        ports => ports.get(index).copied().unwrap_or(5432),
+    };
+    let places = names.iter().enumerate().map(|(index, name)| {
+        let port = port_of(index);
+        if name.contains(':') {
+            format!("[{name}]:{port}")
+        } else {
+            format!("{name}:{port}")
+        }
+    });
+    places.collect::<Vec<_>>().join(",")
 }
 
-/// Takes the options out of a URL that libpq knows and tokio-postgres does not.
-fn split_tls_options(url: &str) -> (String, TlsOptions) {
-    let mut options = TlsOptions {
-        required: false,
-        root_certificate: None,
+/// The options of a URL that are not tokio-postgres' business.
+#[derive(Default)]
+struct OwnOptions {
+    tls_required: bool,
+    root_certificate: Option<String>,
+    unused: Vec<&'static str>,
+}
+
+/// Understands every part of a URL, or says what to write instead.
+fn understand(url: &str) -> Result<(Config, OwnOptions), String> {
+    const ENCODE: &str = "use letters, digits and `.`, `-`, `_` in the parts of \
+                          `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, and percent-encode any \
+                          other character in them";
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    // As tokio-postgres does it: a password ends with the first `@`.
+    let (credentials, rest) = match rest.split_once('@') {
+        Some((credentials, rest)) => (Some(credentials), rest),
+        None => (None, rest),
     };
-    let Some((base, query)) = url.split_once('?') else {
-        return (url.to_owned(), options);
-    };
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (_, database) = place.split_once('/').unwrap_or_default();
+    let user = credentials.and_then(|both| both.split(':').next());
+    // The server repeats these two in its errors, so they must be what they seem to be.
+    if !is_plain(database) || !is_plain(user.unwrap_or_default()) {
+        return Err(ENCODE.to_owned());
+    }
+    let mut own = OwnOptions::default();
     let mut kept = Vec::new();
-    for pair in query.split('&') {
-        match pair.split_once('=') {
-            Some(("sslmode", "verify-ca" | "verify-full")) => options.required = true,
-            Some(("sslmode", "allow")) => kept.push("sslmode=prefer"),
-            Some(("sslrootcert", "system")) => {}
-            Some(("sslrootcert", path)) => {
-                options.root_certificate = Some(path.replace("%2F", "/").replace("%2f", "/"));
+    let mut after_password = false;
+    for (position, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let refuse = |remedy: &str| {
+            let name = option_name(position, name, after_password || rest.contains('@'));
+            Err(remedy.replace("OPTION", &name))
+        };
+        if let Some(bound) = OWN_BOUNDS.iter().find(|bound| **bound == name) {
+            own.unused.push(bound);
+            continue;
+        }
+        match (name, value) {
+            ("sslmode", "verify-ca" | "verify-full") => own.tls_required = true,
+            ("sslmode", "allow") => kept.push("sslmode=prefer"),
+            ("sslmode", "disable" | "prefer" | "require") => kept.push(pair),
+            ("sslmode", _) => {
+                return refuse(
+                    "use `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full` for \
+                     OPTION",
+                );
             }
-            _ => kept.push(pair),
+            ("sslrootcert", "system") => {}
+            ("sslrootcert", path) => {
+                own.root_certificate = Some(path.replace("%2F", "/").replace("%2f", "/"));
+            }
+            // The only one there is for a store: a standby answers with the past.
+            ("target_session_attrs", "read-write") => {}
+            ("target_session_attrs", _) => {
+                return refuse("use `read-write` for OPTION, or leave it out");
+            }
+            ("user" | "dbname", value) if !is_plain(value) => return Err(ENCODE.to_owned()),
+            ("password", _) => {
+                kept.push(pair);
+                after_password = true;
+            }
+            (
+                "user" | "dbname" | "options" | "application_name" | "sslnegotiation" | "host"
+                | "hostaddr" | "port" | "channel_binding" | "load_balance_hosts",
+                _,
+            ) => kept.push(pair),
+            ("schema" | "currentSchema" | "search_path", _) => {
+                return refuse("use `options=-csearch_path%3DSCHEMA` in place of OPTION");
+            }
+            ("pgbouncer" | "statement_cache_size" | "prepareThreshold", _) => {
+                return refuse(
+                    "use the URL without OPTION; PgBouncer needs version 1.21 or newer and \
+                     session pooling",
+                );
+            }
+            ("ssl" | "sslaccept" | "tls", _) => {
+                return refuse("use `sslmode=require` or `sslmode=disable` in place of OPTION");
+            }
+            ("sslcert" | "sslkey" | "sslidentity" | "sslpassword", _) => {
+                return refuse("use the URL without OPTION: client certificates are not supported");
+            }
+            (
+                "connection_limit" | "pool_size" | "pool_max_size" | "max_connections"
+                | "maximumPoolSize" | "pool_timeout",
+                _,
+            ) => {
+                return refuse("use --database-pool-size (DATABASE_POOL_SIZE) in place of OPTION");
+            }
+            _ => return refuse("use the URL without OPTION, which is not supported"),
         }
     }
-    let url = if kept.is_empty() {
-        base.to_owned()
-    } else {
-        format!("{base}?{}", kept.join("&"))
+    let credentials = credentials.map_or(String::new(), |both| format!("{both}@"));
+    let query = match kept.as_slice() {
+        [] => String::new(),
+        kept => format!("?{}", kept.join("&")),
     };
-    (url, options)
+    let mut config = Config::from_str(&format!("{scheme}://{credentials}{place}{query}"))
+        .map_err(|error| format!("{ENCODE}; {}", crate::causes::chain(&error)))?;
+    if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+        return Err(
+            "use a URL with a host, such as `postgres://USER:PASSWORD@HOST/DATABASE`".into(),
+        );
+    }
+    let hosts_are_hosts = config.get_hosts().iter().all(|host| match host {
+        Host::Tcp(name) => is_host(name),
+        Host::Unix(_) => true,
+    });
+    let no_control = |text: Option<&str>| !text.unwrap_or_default().contains(char::is_control);
+    if !hosts_are_hosts || !no_control(config.get_dbname()) || !no_control(config.get_user()) {
+        return Err(ENCODE.to_owned());
+    }
+    if own.tls_required {
+        config.ssl_mode(SslMode::Require);
+    }
+    Ok((config, own))
+}
+
+/// Whether a part of a URL needs no percent-encoding, or has it.
+fn is_plain(part: &str) -> bool {
+    part.chars().all(|letter| {
+        letter.is_alphanumeric() || matches!(letter, '.' | '-' | '_' | '~' | '$' | '%')
+    })
 }
 
 fn tls(root_certificate: Option<&str>) -> Result<MakeRustlsConnect, String> {
     let mut roots = rustls::RootCertStore::empty();
     match root_certificate {
         Some(path) => {
-            let unreadable = |_| format!("sslrootcert: cannot read certificates from {path}");
+            let unreadable =
+                |_| "use a file with certificates in PEM for `?sslrootcert=`".to_owned();
             for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
                 roots
                     .add(certificate.map_err(unreadable)?)
@@ -207,24 +387,90 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_understood_or_refused_without_being_repeated() {
-        for url in [
-            "postgres://labuser:pw@localhost:5432/items_db",
-            "postgresql://u@h/d?sslmode=disable",
-            "postgres://u:p%40w@h/d?sslmode=prefer&application_name=x",
-            "postgres://u@h/d?sslmode=allow",
+    fn urls_are_understood_whatever_the_case_of_their_scheme() {
+        for (url, used) in [
+            ("postgres://labuser:pw@localhost:5432/items_db", None),
+            ("postgresql://u@h/d?sslmode=disable", None),
+            (
+                "postgres://u:p%40w@h/d?sslmode=prefer&application_name=x",
+                None,
+            ),
+            ("postgres://u@h/d?sslmode=allow", None),
+            ("postgres://u@h/d?options=-csearch_path%3Dshop", None),
+            ("postgres://u@h/d?target_session_attrs=read-write", None),
+            ("postgres://u@h1:1,h2:2/d", None),
+            ("PostgreSQL://u@H/D", Some("postgresql://u@H/D")),
         ] {
-            assert_eq!(check_url(url), Ok(()), "{url}");
+            let used = used.unwrap_or(url);
+            assert_eq!(check_url(url).as_deref(), Ok(used), "{url}");
         }
-        for url in [
-            "postgres://u:s3cret@h:port/d",
-            "postgres:///d?user=s3cret",
-            "postgres://u:s3cret@h/d?sslmode=perhaps",
-            "postgres://u:s3cret@h/d?colour=red",
-            "postgres://u:s3cret@h/d?sslmode=verify-full&sslrootcert=/nonexistent",
+    }
+
+    #[test]
+    fn what_is_refused_says_what_to_write_and_nothing_of_the_url() {
+        for (url, remedy) in [
+            (
+                "postgres://u:s3cret@h:port/d",
+                "invalid value for option `port`",
+            ),
+            ("postgres:///d?user=s3cret", "with a host"),
+            ("postgres://u:s3cret@h/d?sslmode=perhaps", "`require`"),
+            ("postgres://u:s3cret@h/d?colour=red", "without `?colour=`"),
+            (
+                "postgres://u:s3cret@h/d?sslmode=verify-full&sslrootcert=/s3cret",
+                "`?sslrootcert=`",
+            ),
+            ("postgresql+asyncpg://u:s3cret@h/d", "use `postgresql://`"),
+            ("postgres+psycopg2://u:s3cret@h/d", "use `postgresql://`"),
+            ("pgsql://u:s3cret@h/d", "use `postgresql://`"),
+            ("jdbc:postgresql://h/d?password=s3cret", "without `jdbc:`"),
+            ("unix:///run/s3cret", "host=FOLDER"),
+            (
+                "postgres://u:s3cret@h/d?schema=shop",
+                "options=-csearch_path%3DSCHEMA",
+            ),
+            (
+                "postgres://u:s3cret@h/d?pgbouncer=true",
+                "without `?pgbouncer=`",
+            ),
+            (
+                "postgres://u:s3cret@h/d?connection_limit=5",
+                "DATABASE_POOL_SIZE",
+            ),
+            ("postgres://u:s3cret@h/d?ssl=true", "use `sslmode=require`"),
+            ("postgres://u@h/d?sslkey=s3cret", "client certificates"),
+            (
+                "postgres://u@h/d?target_session_attrs=primary",
+                "use `read-write`",
+            ),
+            (
+                "postgres://u@h/d?target_session_attrs=any",
+                "use `read-write`",
+            ),
+            ("postgres://u:s3@cret@h/d", "percent-encode"),
+            ("postgres://u:x@h/d%0D", "percent-encode"),
+            ("postgres://u:x@h/d?password=a&s3cret=b", "option number 2"),
         ] {
-            let reason = check_url(url).unwrap_err();
-            assert!(!reason.contains("s3cret"), "{reason}");
+            let reason = check_url(url).unwrap_err().unwrap();
+            assert!(reason.starts_with("use "), "{url}: {reason}");
+            assert!(reason.contains(remedy), "{url}: {reason}");
+            assert!(
+                !reason.contains("s3") && !reason.contains("cret"),
+                "{reason}"
+            );
         }
+        for url in ["mysql://u:s3cret@h/d", "host=h", ""] {
+            assert_eq!(check_url(url), Err(None));
+        }
+    }
+
+    #[test]
+    fn options_that_are_not_used_are_told() {
+        let url = "postgres://u@h/d?connect_timeout=10&keepalives=1&application_name=x";
+        let connector = Connector::new(url, "test").unwrap();
+        assert_eq!(
+            connector.unused_options(),
+            ["connect_timeout", "keepalives"]
+        );
     }
 }

@@ -13,12 +13,13 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 use writethrough::{Guard, OpError, PostgresFence};
 
-use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult, chain};
+use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
+use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price};
 
 mod connect;
 
-pub use connect::{Connector, check_url};
+pub use connect::{Connector, check_url, shown_url};
 use connect::{POOL_WAIT, STATEMENT_TIMEOUT};
 
 /// Keeps two nodes from migrating at once; any fixed number that nobody else uses.

@@ -121,7 +121,7 @@ impl SqliteStore {
             // A whole path, and no SQLITE_OPEN_URI: SQLite opens what was locked.
             let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             Connection::open_with_flags(lock.path(), flags)
-                .map_err(|error| unusable(super::chain(&error)))
+                .map_err(|error| unusable(crate::causes::chain(&error)))
         };
         let mut writer = connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         migrate(&mut writer, path)?;
@@ -143,8 +143,9 @@ impl SqliteStore {
     /// [`OpenError`].
     pub fn temporary() -> Result<Self, OpenError> {
         let path = PathBuf::from(":memory:");
-        let unusable =
-            |error: rusqlite::Error| OpenError::Unusable(path.clone(), super::chain(&error));
+        let unusable = |error: rusqlite::Error| {
+            OpenError::Unusable(path.clone(), crate::causes::chain(&error))
+        };
         let mut writer = Connection::open_in_memory().map_err(unusable)?;
         migrate(&mut writer, &path)?;
         // A database in memory belongs to one connection, which then reads as well.
@@ -370,7 +371,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
             "it was written by a newer version of this program (schema {version}, known up to {})",
             MIGRATIONS.len()
         ))),
-        Err(error) => Err(unusable(super::chain(&error))),
+        Err(error) => Err(unusable(crate::causes::chain(&error))),
     }
 }
 
