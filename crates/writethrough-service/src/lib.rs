@@ -12,6 +12,7 @@ pub mod body;
 pub mod causes;
 pub mod config;
 pub mod exchange;
+pub mod exposition;
 pub mod item;
 pub mod items;
 pub mod lab;

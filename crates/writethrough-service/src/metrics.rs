@@ -1,5 +1,5 @@
-//! Metrics in the OpenMetrics text format. Handles are resolved once; what the engine and the pool
-//! count themselves is read when somebody scrapes.
+//! Metrics, and the text of a scrape. Handles are resolved once; what the engine and the pool count
+//! themselves is read when somebody scrapes.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -17,15 +17,14 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use writethrough::ReadOutcome;
 
+use crate::exposition::{self, Format};
 use crate::items::{Items, WriteTiming};
 use crate::store::Operation;
 
 /// Bounds of the duration histograms, in seconds: a hit takes tens of microseconds, a write in an
-/// outage seconds.
-const BUCKETS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0, 10.0,
-];
+/// outage seconds. Few, because each is a time series for each combination of labels; the bounds of
+/// the alerts are among them.
+const BUCKETS: [f64; 9] = [0.00025, 0.001, 0.0025, 0.01, 0.05, 0.1, 0.5, 2.5, 10.0];
 
 /// The routes that are told apart; every other path is `other`, so that nobody can make up labels.
 const ROUTES: [&str; 14] = [
@@ -359,10 +358,13 @@ impl Metrics {
     /// # Errors
     ///
     /// None that can be met in practice: the text is written to memory.
-    pub fn text(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::with_capacity(16 * 1024);
+    pub fn text(&self, format: Format) -> Result<String, std::fmt::Error> {
+        let mut text = String::with_capacity(64 * 1024);
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        Ok(match format {
+            Format::OpenMetrics => text,
+            Format::Prometheus => exposition::prometheus_text(&text),
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::io::Read;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -51,6 +52,7 @@ const CASES: &[Case] = cases![
     statistics_add_up,
     health_and_probes,
     metrics_are_exported,
+    metrics_come_in_the_form_that_is_asked_for,
     the_api_describes_itself,
     the_index_comes_in_two_forms,
 ];
@@ -797,11 +799,6 @@ async fn health_and_probes(client: &ApiClient) {
 async fn metrics_are_exported(client: &ApiClient) {
     let answer = client.get("/metrics").await;
     assert_eq!(answer.status, 200);
-    assert!(
-        answer
-            .header("content-type")
-            .starts_with("application/openmetrics-text")
-    );
     let text = answer.text();
     for line in [
         r#"http_server_request_duration_seconds_bucket{le="0.001",method="GET",route="/items/{id}",status="200"}"#,
@@ -835,7 +832,41 @@ async fn metrics_are_exported(client: &ApiClient) {
             "no {line} in\n{text}"
         );
     }
-    assert!(text.ends_with("# EOF\n"));
+    // Every combination of labels that this file can provoke is there by now.
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(samples < 800, "{samples} samples");
+}
+
+async fn metrics_come_in_the_form_that_is_asked_for(client: &ApiClient) {
+    const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let ask = async |headers: &[(&str, &str)]| {
+        let answer = client.send(Method::GET, "/metrics", headers, None).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("vary"), "accept, accept-encoding");
+        answer
+    };
+    for accept in ["*/*", "text/plain; version=0.0.4", "application/json"] {
+        let answer = ask(&[("accept", accept)]).await;
+        assert_eq!(answer.header("content-type"), TEXT, "{accept}");
+    }
+    let plain = ask(&[]).await;
+    assert_eq!(plain.header("content-type"), TEXT);
+    assert_eq!(plain.header("content-encoding"), "");
+    assert!(!plain.text().contains("# EOF") && !plain.text().contains("# UNIT"));
+
+    let open_metrics = ask(&[("accept", "application/openmetrics-text; version=1.0.0")]).await;
+    assert_eq!(open_metrics.header("content-type"), OPEN_METRICS);
+    assert!(open_metrics.text().ends_with("# EOF\n"));
+
+    let packed = ask(&[("accept-encoding", "gzip")]).await;
+    assert_eq!(packed.header("content-encoding"), "gzip");
+    assert!(packed.body.len() * 4 < plain.body.len());
+    let mut unpacked = String::new();
+    flate2::read::GzDecoder::new(packed.body.as_slice())
+        .read_to_string(&mut unpacked)
+        .unwrap();
+    assert!(unpacked.contains("\n# TYPE writethrough_reads_total counter\n"));
 }
 
 async fn the_api_describes_itself(client: &ApiClient) {

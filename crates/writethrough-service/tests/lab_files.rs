@@ -6,15 +6,16 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use serde_yaml_ng::Value as Yaml;
-use support::{ApiClient, SAMPLE};
+use support::{ApiClient, SAMPLE, Service, config};
 use writethrough_service::config::{CacheBackend, Config, Database, ServeArgs};
 use writethrough_testbed::{ChildSpec, Testbed, find_program};
 
@@ -510,6 +511,34 @@ fn promtool_accepts_the_rules_and_their_tests_pass() {
     for test in tests["tests"].as_array().unwrap() {
         assert_eq!(named(test), alerts);
     }
+}
+
+/// What `curl :8000/metrics | promtool check metrics` says.
+#[tokio::test(flavor = "multi_thread")]
+async fn promtool_has_nothing_to_say_against_the_metrics() {
+    let service = Service::start(config(Database::Temporary, CacheBackend::InProcess)).await;
+    let service = service.cached().await;
+    let path = service.create("Lamp").await;
+    for path in [&path, "/items", "/nothing"] {
+        service.get(path).await;
+    }
+    service.delete(&path).await;
+    let metrics = service.get("/metrics").await;
+    service.running.shutdown().await;
+
+    let mut promtool = Command::new(find_program("promtool").unwrap())
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = promtool.stdin.take().unwrap();
+    stdin.write_all(&metrics.body).unwrap();
+    drop(stdin);
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
 fn rules(path: &str) -> Vec<Value> {

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::{json, set};
 use crate::app::App;
+use crate::exposition::{self, Format};
 use crate::problem::{Kind, Problem};
 use crate::wire::{BackendsBody, DependenciesBody, HealthBody, ProbeBody};
 
@@ -96,23 +98,49 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     json(status, &ProbeBody { status: word })
 }
 
-/// Metrics for Prometheus.
+/// Metrics, as Prometheus' text format 0.0.4 or, when `Accept` asks for it, OpenMetrics 1.0 with
+/// exemplars; packed with gzip when `Accept-Encoding` asks for that.
 #[utoipa::path(
     get,
     path = "/metrics",
     tag = "operation",
-    responses((status = 200, description = "OpenMetrics text", body = String,
-        content_type = "application/openmetrics-text"))
+    responses((status = 200, description = "Metrics", content(
+        (String = "text/plain"),
+        (String = "application/openmetrics-text")
+    )))
 )]
-pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    match app.metrics.text() {
-        Ok(text) => {
-            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, content_type)], text).into_response()
+pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let format = Format::preferred(&headers);
+    let written = app.metrics.text(format).map_err(|error| error.to_string());
+    let packed = exposition::wants_gzip(&headers);
+    let body = written.and_then(|text| {
+        if packed {
+            exposition::gzip(&text).map_err(|error| error.to_string())
+        } else {
+            Ok(text.into_bytes())
         }
+    });
+    let body = match body {
+        Ok(body) => body,
         Err(error) => {
             tracing::error!("the metrics could not be written: {error}");
-            Problem::new(Kind::Internal).into_response()
+            return Problem::new(Kind::Internal).into_response();
         }
+    };
+    let mut response = Response::new(Body::from(body));
+    let answer = response.headers_mut();
+    set(answer, header::CONTENT_TYPE, format.content_type());
+    set(
+        answer,
+        header::VARY,
+        HeaderValue::from_static("accept, accept-encoding"),
+    );
+    if packed {
+        set(
+            answer,
+            header::CONTENT_ENCODING,
+            HeaderValue::from_static("gzip"),
+        );
     }
+    response
 }
