@@ -28,6 +28,8 @@ pub struct App {
     pub(crate) admission: Admission,
     /// `None` when no traces are exported.
     pub(crate) sampling: Option<Sampling>,
+    /// Whether a caller's trace is continued.
+    pub(crate) propagate: bool,
     pub(crate) service_name: String,
     pub(crate) cache_backend: &'static str,
     pub(crate) database_backend: &'static str,
@@ -46,7 +48,8 @@ impl App {
             probe: tokio::sync::Mutex::new(None),
             admission: Admission::new(config.max_in_flight, metrics.in_flight().clone()),
             metrics,
-            sampling: config.otlp_endpoint.as_ref().map(|_| config.sampling),
+            sampling: config.traces.enabled().then_some(config.sampling),
+            propagate: config.traces.propagate,
             service_name: config.service_name.clone(),
             cache_backend: match (config.consistency, &config.cache) {
                 (Consistency::Off, _) => "none",

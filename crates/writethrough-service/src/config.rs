@@ -18,6 +18,7 @@ use std::time::Duration;
 use writethrough::Consistency;
 
 use crate::listen;
+use crate::telemetry::settings::TraceSettings;
 
 pub use value::{cleaned, form, is_host, option_name, shown};
 
@@ -132,7 +133,8 @@ pub struct ServeArgs {
     )]
     pub service_name: Option<String>,
 
-    /// Where to send traces, over OTLP/HTTP, such as http://otel-collector:4318 [default: nowhere].
+    /// Where to send traces, over OTLP: http://HOST:4318 for http/protobuf, http://HOST:4317 for grpc.
+    /// Other variables OTEL_... are read too, see docs/OPERATIONS.md [default: nowhere].
     #[arg(
         long,
         env = "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -230,8 +232,8 @@ pub struct Config {
     pub log_level: String,
     /// The service's name.
     pub service_name: String,
-    /// Where traces go; `None` for nowhere, which makes tracing free.
-    pub otlp_endpoint: Option<String>,
+    /// How traces are made and where they go; nowhere makes tracing free.
+    pub traces: TraceSettings,
     /// Which requests are traced.
     pub sampling: Sampling,
 }
@@ -256,7 +258,7 @@ impl Default for Config {
             log_format: LogFormat::Human,
             log_level: "info".to_owned(),
             service_name: "api".to_owned(),
-            otlp_endpoint: None,
+            traces: TraceSettings::default(),
             sampling: Sampling {
                 ratio: 1.0,
                 parent_based: true,
@@ -308,7 +310,7 @@ pub(crate) mod setting {
     pub(super) const LOG_FORMAT: &str = "--log-format (LOG_FORMAT)";
     pub(super) const LOG_LEVEL: &str = "--log-level (LOG_LEVEL, RUST_LOG)";
     pub(super) const SERVICE_NAME: &str = "--service-name (OTEL_SERVICE_NAME)";
-    pub(super) const OTLP: &str = "--otlp-endpoint (OTEL_EXPORTER_OTLP_ENDPOINT)";
+    pub(crate) const OTLP: &str = "--otlp-endpoint (OTEL_EXPORTER_OTLP_ENDPOINT)";
     pub(super) const SAMPLER: &str = "--traces-sampler (OTEL_TRACES_SAMPLER)";
     pub(super) const SAMPLER_ARG: &str = "--traces-sampler-arg (OTEL_TRACES_SAMPLER_ARG)";
     pub(super) const POSTGRES_URL_FILE: &str = "POSTGRES_URL_FILE";
@@ -335,7 +337,7 @@ pub(crate) mod setting {
 
 impl Config {
     /// Checks the flags. `variable` looks up the environment variables that stand in for another
-    /// one (`DATABASE_URL`, `RUST_LOG`, `PORT`) or that name a file.
+    /// one (`DATABASE_URL`, `RUST_LOG`, `PORT`), that name a file, or that have no flag (`OTEL_...`).
     ///
     /// # Errors
     ///
@@ -360,6 +362,12 @@ impl Config {
             given(&args.traces_sampler, setting::SAMPLER)?,
             &args.traces_sampler_arg,
         )?;
+        let traces =
+            TraceSettings::from_variables(given(&args.otlp_endpoint, setting::OTLP)?, &variable)?;
+        let service_name = match given(&args.service_name, setting::SERVICE_NAME)? {
+            None => traces.service_name(),
+            name => name,
+        };
         Ok(Self {
             listen: listen(&args.listen, &variable)?,
             database: database_url(args, &variable)?
@@ -396,11 +404,8 @@ impl Config {
             log_format: given(&args.log_format, setting::LOG_FORMAT)?
                 .map_or(Ok(default.log_format), |text| parse_log_format(&text))?,
             log_level: log_level.map_or(Ok(default.log_level), parse_log_level)?,
-            service_name: given(&args.service_name, setting::SERVICE_NAME)?
-                .map_or(Ok(default.service_name), parse_service_name)?,
-            otlp_endpoint: given(&args.otlp_endpoint, setting::OTLP)?
-                .map(parse_endpoint)
-                .transpose()?,
+            service_name: service_name.map_or(Ok(default.service_name), parse_service_name)?,
+            traces,
             sampling,
         })
     }
@@ -564,19 +569,6 @@ fn parse_cache(text: &str) -> Result<CacheBackend, ConfigError> {
     }
 }
 
-/// Whether what follows the scheme of a URL has a host and, if any, a valid port.
-fn has_host(rest: &str) -> bool {
-    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let (name, port) = match host.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
-        Some((v6, port)) => (v6, port.strip_prefix(':')),
-        None => match host.split_once(':') {
-            Some((name, port)) => (name, Some(port)),
-            None => (host, None),
-        },
-    };
-    is_host(name) && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
-}
-
 fn parse_consistency(text: &str) -> Result<Consistency, ConfigError> {
     match text {
         "strict" => Ok(Consistency::Strict),
@@ -623,18 +615,6 @@ fn parse_service_name(text: String) -> Result<String, ConfigError> {
             &text,
             "use at most 255 characters, none of them a control character",
         ))
-    }
-}
-
-fn parse_endpoint(text: String) -> Result<String, ConfigError> {
-    match text.strip_prefix("http://") {
-        Some(rest) if has_host(rest) => Ok(text.trim_end_matches('/').to_owned()),
-        _ => Err(ConfigError::new(
-            setting::OTLP,
-            &text,
-            "use `http://HOST:PORT` of an OTLP/HTTP receiver, such as http://localhost:4318 (for \
-             TLS, put a collector beside the service)",
-        )),
     }
 }
 
@@ -716,7 +696,7 @@ mod tests {
         assert_eq!(config.ttl, Duration::from_secs(300));
         assert_eq!(config.consistency, Consistency::Strict);
         assert_eq!(config.service_name, "api");
-        assert_eq!(config.otlp_endpoint, None);
+        assert!(!config.traces.enabled());
     }
 
     #[test]
@@ -766,9 +746,6 @@ mod tests {
                 a.max_in_flight = Some(v.into())
             }),
             ("--log-format", "xml", |a, v| a.log_format = Some(v.into())),
-            ("--otlp-endpoint", "collector:4318", |a, v| {
-                a.otlp_endpoint = Some(v.into())
-            }),
             ("--traces-sampler", "sometimes", |a, v| {
                 a.traces_sampler = Some(v.into())
             }),

@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::body::BodyRead;
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
-use crate::trace_context::RequestTrace;
+use crate::trace_context::{RequestTrace, TraceParent};
 
 /// The longest that a request may take: above the time for its body and the engine's bound of a
 /// write, so that those answer first.
@@ -33,7 +33,15 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map(MatchedPath::as_str);
-    let mut trace = RequestTrace::new(request.headers(), app.sampling);
+    let parent = app
+        .propagate
+        .then(|| TraceParent::from_headers(request.headers()))
+        .flatten();
+    // Nobody wants a trace of every probe and scrape; who does, sends its own.
+    let sampling = app
+        .sampling
+        .filter(|_| parent.is_some() || !is_probe(route));
+    let mut trace = RequestTrace::new(parent, sampling);
     let span = server_span(&mut trace, &request, route);
     let (request, body_read) = BodyRead::watch(request);
 
@@ -144,7 +152,7 @@ fn server_span(trace: &mut RequestTrace, request: &Request, route: Option<&str>)
         url.path = request.uri().path(),
         url.scheme = "http",
     );
-    if let Some(context) = trace.remote_context() {
+    if let Some(context) = trace.remote_context(request.headers()) {
         // Fails only without the tracing layer, and then there is nothing to continue.
         let _ = span.set_parent(context);
     }

@@ -28,6 +28,7 @@ pub mod server;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod trace_context;
 pub mod validation;
 mod wire;

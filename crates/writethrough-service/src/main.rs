@@ -158,11 +158,11 @@ fn check(args: CheckArgs) -> ExitCode {
 
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::from_args(args, variable)?;
-    let telemetry = Telemetry::start(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
+        let telemetry = Telemetry::start(&config)?;
         // Before it listens: whoever sees it listen may also tell it to stop.
         let mut signals = Signals::listen()?;
         let running = Server::start(config).await?;

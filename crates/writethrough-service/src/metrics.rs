@@ -20,6 +20,7 @@ use writethrough::ReadOutcome;
 use crate::exposition::{self, Format};
 use crate::items::{Items, WriteTiming};
 use crate::store::Operation;
+use crate::telemetry::export::SPANS;
 
 /// Bounds of the duration histograms, in seconds: a hit takes tens of microseconds, a write in an
 /// outage seconds. Few, because each is a time series for each combination of labels; the bounds of
@@ -391,6 +392,20 @@ const MODES: [&str; 6] = [
 
 impl Collector for LiveCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let exported = encoder.encode_descriptor(
+            "otel_exported_spans",
+            "Spans of traces that were sent",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(SPANS.exported()).encode(exported)?;
+        counters(
+            &mut encoder,
+            "otel_dropped_spans",
+            "Spans of traces that were lost, by reason",
+            "reason",
+            &SPANS.dropped(),
+        )?;
         let Some(items) = self.live.get().and_then(Weak::upgrade) else {
             return Ok(());
         };

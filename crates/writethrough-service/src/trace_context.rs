@@ -1,6 +1,8 @@
-//! The trace that a request belongs to: `traceparent` in, a sampling decision, `x-trace-id` out.
+//! The trace that a request belongs to: `traceparent` and `tracestate` in, a sampling decision,
+//! `x-trace-id` out.
 
 use std::fmt;
+use std::str::FromStr;
 
 use axum::http::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
@@ -68,8 +70,7 @@ pub struct RequestTrace {
 impl RequestTrace {
     /// Decides whether the request is traced, before any span is made.
     #[must_use]
-    pub fn new(headers: &HeaderMap, sampling: Option<Sampling>) -> Self {
-        let parent = TraceParent::from_headers(headers);
+    pub fn new(parent: Option<TraceParent>, sampling: Option<Sampling>) -> Self {
         let id = parent.map_or_else(|| fastrand::u128(1..), |parent| parent.trace);
         let sampled = match (sampling, parent) {
             (None, _) => false,
@@ -93,16 +94,23 @@ impl RequestTrace {
         self.sampled
     }
 
-    /// The caller's context, for the server span to continue; `None` when the trace begins here.
+    /// The caller's context with its `tracestate`, for the server span to continue; `None` when the
+    /// trace begins here.
     #[must_use]
-    pub fn remote_context(&self) -> Option<opentelemetry::Context> {
+    pub fn remote_context(&self, headers: &HeaderMap) -> Option<opentelemetry::Context> {
         let parent = self.parent?;
+        let state: Vec<&str> = headers
+            .get_all("tracestate")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
         let context = SpanContext::new(
             TraceId::from(parent.trace),
             SpanId::from(parent.parent),
             TraceFlags::SAMPLED,
             true,
-            TraceState::NONE,
+            // One that is not valid is dropped, as its specification says.
+            TraceState::from_str(&state.join(",")).unwrap_or_default(),
         );
         Some(opentelemetry::Context::new().with_remote_span_context(context))
     }
@@ -166,21 +174,39 @@ mod tests {
             parent_based: false,
         });
         let unsampled = VALID.replace("-01", "-00");
-        let sampled =
-            |value: &str, sampling| RequestTrace::new(&headers(value), sampling).sampled();
+        let sampled = |value: &str, sampling| {
+            RequestTrace::new(TraceParent::parse(value), sampling).sampled()
+        };
         assert!(sampled(VALID, always) && sampled(VALID, never) && sampled(&unsampled, deaf));
         assert!(!sampled(&unsampled, always) && !sampled(VALID, None));
-        assert!(RequestTrace::new(&HeaderMap::new(), always).sampled());
-        assert!(!RequestTrace::new(&HeaderMap::new(), never).sampled());
+        assert!(RequestTrace::new(None, always).sampled());
+        assert!(!RequestTrace::new(None, never).sampled());
     }
 
     #[test]
     fn the_id_told_to_the_client_is_the_callers() {
-        let trace = RequestTrace::new(&headers(VALID), None);
+        let parent = TraceParent::from_headers(&headers(VALID));
+        let trace = RequestTrace::new(parent, None);
         assert_eq!(trace.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_ne!(
-            RequestTrace::new(&HeaderMap::new(), None).to_string(),
-            "0".repeat(32)
+        assert_ne!(RequestTrace::new(None, None).to_string(), "0".repeat(32));
+    }
+
+    #[test]
+    fn the_callers_state_is_handed_on_unless_it_is_not_valid() {
+        let state = |values: &[&str]| {
+            let mut headers = headers(VALID);
+            for value in values {
+                headers.append("tracestate", value.parse().unwrap());
+            }
+            let trace = RequestTrace::new(TraceParent::from_headers(&headers), None);
+            let context = trace.remote_context(&headers).unwrap();
+            context.span().span_context().trace_state().header()
+        };
+        assert_eq!(state(&[]), "");
+        assert_eq!(
+            state(&["rojo=1,congo=t61", "last=x"]),
+            "rojo=1,congo=t61,last=x"
         );
+        assert_eq!(state(&["no state"]), "");
     }
 }

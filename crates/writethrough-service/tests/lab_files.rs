@@ -237,7 +237,8 @@ fn the_service_accepts_its_environment_and_finds_its_neighbours() {
         panic!("not on Postgres and Redis");
     };
     assert!(database.starts_with("postgres://labuser:") && database.ends_with("/items_db"));
-    for address in [database, cache, config.otlp_endpoint.as_ref().unwrap()] {
+    let traces = &config.traces.otlp.as_ref().unwrap().endpoint;
+    for address in [database, cache, traces] {
         assert_served(address, "api");
     }
     // Every variable is one that the program reads.

@@ -20,6 +20,7 @@ use support::{SAMPLE, Service, config};
 use writethrough::Consistency;
 use writethrough_service::config::{CacheBackend, Config, Database};
 use writethrough_service::telemetry::Telemetry;
+use writethrough_service::telemetry::settings::{Otlp, Protocol, TraceSettings};
 use writethrough_testbed::Testbed;
 
 const SERVER: i32 = 2;
@@ -116,7 +117,10 @@ async fn each_operation_has_exactly_the_promised_children() {
         CacheBackend::Redis(redis.url()),
     );
     let base = Config {
-        otlp_endpoint: Some(endpoint),
+        traces: TraceSettings {
+            otlp: Some(Otlp::new(Protocol::Http, format!("{endpoint}/v1/traces"))),
+            ..TraceSettings::default()
+        },
         log_level: "warn".to_owned(),
         ..base
     };

@@ -5,8 +5,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -351,35 +349,7 @@ fn is_plain(part: &str) -> bool {
 }
 
 fn tls(root_certificate: Option<&str>) -> Result<MakeRustlsConnect, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    match root_certificate {
-        Some(path) => {
-            let unreadable =
-                |_| "use a file with certificates in PEM for `?sslrootcert=`".to_owned();
-            for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
-                roots
-                    .add(certificate.map_err(unreadable)?)
-                    .map_err(|error| error.to_string())?;
-            }
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    if roots.is_empty() {
-        return Err(
-            "TLS is required, but no certificate authorities were found; install \
-                    ca-certificates or set sslrootcert"
-                .to_owned(),
-        );
-    }
-    let provider = rustls::crypto::ring::default_provider();
-    let config = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(MakeRustlsConnect::new(config))
+    crate::tls::client_config(root_certificate, "sslrootcert").map(MakeRustlsConnect::new)
 }
 
 #[cfg(test)]
