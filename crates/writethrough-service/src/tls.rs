@@ -9,12 +9,15 @@ use rustls::pki_types::pem::PemObject;
 ///
 /// # Errors
 ///
-/// One line: the file cannot be read, or there are no authorities.
+/// One line, without the file's name, which may be a secret put into the wrong place: the file cannot
+/// be read, or there are no authorities.
 pub fn client_config(file: Option<&str>, setting: &str) -> Result<ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
     match file {
         Some(path) => {
-            let unreadable = |_| format!("{setting}: cannot read certificates from {path}");
+            let unreadable = |_| {
+                format!("use a file with certificates in PEM for `{setting}`, one that can be read")
+            };
             for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
                 roots
                     .add(certificate.map_err(unreadable)?)

@@ -349,7 +349,7 @@ fn is_plain(part: &str) -> bool {
 }
 
 fn tls(root_certificate: Option<&str>) -> Result<MakeRustlsConnect, String> {
-    crate::tls::client_config(root_certificate, "sslrootcert").map(MakeRustlsConnect::new)
+    crate::tls::client_config(root_certificate, "?sslrootcert=").map(MakeRustlsConnect::new)
 }
 
 #[cfg(test)]
