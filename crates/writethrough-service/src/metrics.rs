@@ -469,6 +469,32 @@ impl Collector for LiveCollector {
                 "Cache commands that failed",
                 stats.cache_errors,
             ),
+            ("writethrough_loads", "Loads from the database", stats.loads),
+            (
+                "writethrough_slow_loads",
+                "Loads from the database that took longer than 250 ms",
+                stats.slow_loads,
+            ),
+            (
+                "writethrough_shared_bypasses",
+                "Reads past the cache that shared the load of another",
+                stats.shared_bypasses,
+            ),
+            (
+                "writethrough_refused_reads",
+                "Reads that were refused: too many loads, or one that took too long",
+                stats.refused_reads,
+            ),
+            (
+                "writethrough_renewed_leases",
+                "Fill leases renewed while their load ran",
+                stats.renewed_leases,
+            ),
+            (
+                "writethrough_late_timeouts",
+                "Cache commands without an answer in time while this node was late itself",
+                stats.late_timeouts,
+            ),
         ] {
             let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(counter)?;
@@ -480,6 +506,13 @@ impl Collector for LiveCollector {
             MetricType::Counter,
         )?;
         ConstCounter::new(stats.degraded_seconds).encode(degraded)?;
+        gauge(
+            encoder,
+            "writethrough_loads_under_way",
+            "Loads from the database under way now",
+            None,
+            stats.loads_under_way as f64,
+        )?;
 
         if let Some(epoch) = status.epoch {
             gauge(
