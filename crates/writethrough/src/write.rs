@@ -91,6 +91,9 @@ struct Announced {
 /// a deadline.
 const MAX_TRIES: usize = 8;
 
+/// How much longer a write waits for a connection on a node that is late itself.
+const MAX_LATE: Duration = Duration::from_secs(4);
+
 /// A cache command of a write.
 enum Step<'a> {
     Begin(&'a [String]),
@@ -309,10 +312,10 @@ impl Engine {
                 (WritePermit::Cached(epoch) | WritePermit::Unreachable(epoch), session) => {
                     let until = *patience
                         .get_or_insert_with(|| Instant::now() + self.settings.reconnect_grace);
-                    if session.is_some() || Instant::now() >= until {
+                    if session.is_some() || self.waited_in_vain(until) {
                         return Some(Permit::Leave(epoch));
                     }
-                    until
+                    until.max(Instant::now() + self.settings.reconnect_grace / 4)
                 }
                 (WritePermit::Wait(Some(active_at)), _) => clock::wake_at(active_at),
                 (WritePermit::Wait(None), _) => deadline,
@@ -323,6 +326,15 @@ impl Engine {
             // Whether it changed or the time came: look again.
             let _ = timeout_at(wake.min(deadline), changed.changed()).await;
         }
+    }
+
+    /// Whether a connection did not come back within its grace, which ended at `until`, on a node that
+    /// was on time itself lately: a late one may not have got round to its own connection, and waits
+    /// longer, but not for ever.
+    fn waited_in_vain(&self, until: Instant) -> bool {
+        let now = Instant::now();
+        let late = self.lateness.within(self.settings.reconnect_grace);
+        now >= until + MAX_LATE || (now >= until && !late)
     }
 
     /// Waits until the newest epoch seen passes the test.
@@ -524,7 +536,10 @@ impl Engine {
                     _ => {}
                 }
             }
-            if timeout_at(give_up, changed.changed()).await.is_err() {
+            let look_again = give_up.max(Instant::now() + self.settings.reconnect_grace / 4);
+            if timeout_at(look_again, changed.changed()).await.is_err()
+                && self.waited_in_vain(give_up)
+            {
                 return None;
             }
         }

@@ -648,3 +648,57 @@ async fn an_intent_from_a_clock_that_was_set_back_is_over() {
     node.write("a", Some("new")).await.unwrap();
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
 }
+
+/// A node without processor time: its runtime is held up for 300 ms again and again, so that its
+/// commands miss their 250 ms although Redis has answered at once. That says nothing about Redis, and
+/// must not take the cache from every other node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_late_itself_does_not_end_the_epoch() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    let epoch = node.cached.status().epoch;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let hogs: Vec<_> = (0..3)
+        .map(|_| {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let held_up = Instant::now();
+                    while held_up.elapsed() < Duration::from_millis(300) {
+                        std::hint::spin_loop();
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+        })
+        .collect();
+    let writers: Vec<_> = (0..50)
+        .map(|writer| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let (id, started) = (format!("k{writer}"), Instant::now());
+                for number in 0.. {
+                    node.write(&id, Some(&number.to_string())).await.unwrap();
+                    let late = node.cached.stats().late_timeouts > 0;
+                    if number >= 10 && (late || started.elapsed() > support::PATIENCE) {
+                        break;
+                    }
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for hog in hogs {
+        hog.await.unwrap();
+    }
+    let status = node.cached.status();
+    let late = node.cached.stats().late_timeouts;
+    assert!(late > 0, "nothing was late, so nothing was shown");
+    println!("{late} commands were late");
+    assert_eq!(status.epoch, epoch, "{:?}", status.proposed_bypass);
+    assert_eq!(status.proposed_bypass, None);
+}
