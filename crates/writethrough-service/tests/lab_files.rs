@@ -248,7 +248,7 @@ fn the_service_accepts_its_environment_and_finds_its_neighbours() {
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     for name in environment.keys() {
-        // Read by the tracing library, not by the program.
+        // One of those without a flag.
         assert!(
             help.contains(name) || *name == "OTEL_BSP_SCHEDULE_DELAY",
             "{name}"

@@ -262,6 +262,14 @@ async fn traces_are_sent_over_grpc_with_headers_and_packed() {
     assert_eq!(told.len(), 1, "{}", node.child.log_tail(20));
     assert!(node.said("WARN").is_empty(), "{:?}", node.said("WARN"));
     assert!(node.said("YTpi").is_empty());
+    // Exemplars are in the one format that has them.
+    let open_metrics = [("accept", "application/openmetrics-text")];
+    let answer = node
+        .api
+        .send(Method::GET, "/metrics", &open_metrics, None)
+        .await;
+    assert!(answer.text().contains("# {trace_id="));
+    assert!(!node.api.get("/metrics").await.text().contains("trace_id"));
     until("they are counted", async || {
         (node.metric("otel_exported_spans_total").await > 0).then_some(())
     })
