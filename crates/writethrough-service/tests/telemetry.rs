@@ -258,7 +258,7 @@ async fn traces_are_sent_over_grpc_with_headers_and_packed() {
         assert_eq!(received[0].headers["authorization"], "Basic YTpi");
         assert_eq!(received[0].headers["grpc-encoding"], "gzip");
     }
-    let told = node.said(&format!("traces go to {endpoint}, over grpc"));
+    let told = node.said(&format!("traces go to {endpoint} over grpc"));
     assert_eq!(told.len(), 1, "{}", node.child.log_tail(20));
     assert!(node.said("WARN").is_empty(), "{:?}", node.said("WARN"));
     assert!(node.said("YTpi").is_empty());
@@ -342,9 +342,9 @@ async fn the_first_failed_export_is_said_once_and_so_is_the_end_of_it() {
     }
 }
 
-/// The classic: gRPC's port with the other protocol. It is told at start, and again by the failure.
+/// The classic, on a port that does not give it away at start.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_wrong_protocol_is_said_with_the_reason() {
+async fn the_wrong_protocol_is_said_with_the_remedy() {
     let testbed = Testbed::new().await.unwrap();
     let receiver = Receiver::listen(true, 0, None).await;
     let endpoint = format!("http://{}", receiver.address);
@@ -355,7 +355,8 @@ async fn the_wrong_protocol_is_said_with_the_reason() {
         .await
         .unwrap();
     let told = node.said("traces cannot be sent");
-    assert!(told.len() == 1 && told[0].contains("HTTP"), "{told:?}");
+    let remedy = "set OTEL_EXPORTER_OTLP_PROTOCOL=grpc";
+    assert!(told.len() == 1 && told[0].contains(remedy), "{told:?}");
     node.stop().await;
 }
 

@@ -232,8 +232,17 @@ impl HttpClient for Client {
             Ok(result) => result,
             Err(stopped) => Err(stopped.into()),
         };
-        self.failure
-            .set(result.as_ref().err().map(|error| chain(&**error)));
+        let reason = result.as_ref().err().map(|error| {
+            let reason = chain(&**error);
+            // It was reached, and its answer was no HTTP/1.
+            let hint = if reason.contains("(SendRequest)") {
+                " (if that port speaks gRPC, set OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
+            } else {
+                ""
+            };
+            reason + hint
+        });
+        self.failure.set(reason);
         result
     }
 }

@@ -88,7 +88,7 @@ impl Telemetry {
             .with(log(config))
             .try_init()?;
         if let Some(otlp) = &config.traces.otlp {
-            tracing::info!("traces go to {}, over {}", otlp.shown(), otlp.protocol);
+            tracing::info!("traces go to {} over {}", otlp.shown(), otlp.protocol);
         }
         for note in &config.traces.notes {
             tracing::warn!("{note}");
@@ -204,7 +204,7 @@ fn with_receiver(
             exporter.build()?
         }
     };
-    let destination = otlp.shown().to_owned();
+    let destination = format!("{} over {}", otlp.shown(), otlp.protocol);
     let processor = export::processor(settings, destination, failure, exporter);
     Ok(builder.with_span_processor(processor))
 }
