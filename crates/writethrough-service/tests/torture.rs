@@ -112,6 +112,11 @@ async fn the_textbook_is_caught_by_a_lagging_replica() {
 }
 
 #[tokio::test]
+async fn the_textbook_is_caught_by_a_server_that_takes_over_other_data() {
+    the_textbook_is_caught_by("take-over-redis").await;
+}
+
+#[tokio::test]
 async fn the_textbook_is_caught_by_a_node_cut_off() {
     the_textbook_is_caught_by("node-cut-from-redis").await;
 }

@@ -280,6 +280,15 @@ impl Cluster {
                 }
                 self.swap().await
             }
+            Fault::TakeOverRedis => {
+                replica.wait_caught_up_with(redis).await?;
+                replica.promote().await?;
+                wait(length, stopped).await;
+                redis.replicate(replica).await?;
+                redis.promote().await?;
+                replica.restart_empty().await?;
+                replica.replicate(redis).await
+            }
             Fault::SplitRedis => {
                 replica.promote().await?;
                 // One node is left behind, or all but one.

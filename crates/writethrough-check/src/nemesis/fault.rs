@@ -46,6 +46,9 @@ faults! {
     RestartRedisOldSnapshot = "restart-redis-old-snapshot",
     /// The replica stops following at the start; at the end the primary is killed and the replica takes its place.
     LaggingFailover = "lagging-failover",
+    /// The replica is let go at the start; at the end the primary takes over its data, by being its replica for a moment, and
+    /// goes on as the same process with the same connections.
+    TakeOverRedis = "take-over-redis",
     /// The replica takes the primary's place, and some nodes are told at the start, the others at the end.
     SplitRedis = "split-redis",
     /// One node's connections to Redis are reset, and no new one is made.
@@ -108,6 +111,7 @@ impl Fault {
             | Self::RestartRedisEmpty
             | Self::RestartRedisOldSnapshot
             | Self::LaggingFailover
+            | Self::TakeOverRedis
             | Self::SplitRedis => vec![Hold::Redis],
             Self::EvictRedis => vec![Hold::Redis, Hold::Intents],
             Self::SlowRedis => (0..nodes).map(Hold::RedisLink).collect(),
