@@ -552,7 +552,7 @@ impl Collector for LiveCollector {
             (
                 "writethrough_fence_reachable",
                 "1 when the epoch row was last read",
-                status.fence_ok,
+                status.fence_error.is_none(),
             ),
         ] {
             gauge(encoder, name, help, None, f64::from(u8::from(value)))?;

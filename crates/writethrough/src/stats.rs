@@ -141,8 +141,8 @@ pub struct Status {
     pub server: Option<String>,
     /// Whether there is a verified cache connection.
     pub connected: bool,
-    /// Whether the last poll of the epoch row succeeded.
-    pub fence_ok: bool,
+    /// Why the last poll of the epoch row failed; none when it succeeded.
+    pub fence_error: Option<String>,
     /// How long ago the poll began that gave the current read lease; none without a valid one.
     pub lease_age: Option<Duration>,
     /// Why the epoch row that was read last is not believed; none when it is.

@@ -1,7 +1,6 @@
 //! Keeps the node's view current: polls the epoch row, follows the cache connection, proposes
 //! changes of the epoch.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -93,11 +92,11 @@ async fn poll_epochs(engine: Arc<Engine>) {
                 if told.take().is_some() {
                     tracing::info!("the epoch row can be used again");
                 }
-                engine.fence_ok.store(true, Ordering::Relaxed);
+                *engine.fence_error() = None;
                 act(&engine, &sighting, lost_at).await;
             }
             Err(error) => {
-                engine.fence_ok.store(false, Ordering::Relaxed);
+                *engine.fence_error() = Some(error.to_string());
                 if told.as_ref() != Some(&error) {
                     tracing::warn!("the epoch row cannot be used: {error}");
                     told = Some(error);

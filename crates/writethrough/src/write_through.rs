@@ -1,6 +1,5 @@
 //! The engine's public face and the state that its parts share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,7 +44,8 @@ pub(crate) struct Engine {
     /// The last epoch that this node has proposed to end, and why.
     pub(crate) proposed: Mutex<Option<Proposed>>,
     pub(crate) counters: Counters,
-    pub(crate) fence_ok: AtomicBool,
+    /// Why the epoch row cannot be used; `None` when it can.
+    fence_error: Mutex<Option<String>>,
     /// Writes under way; shutdown waits for them.
     pub(crate) writes: watch::Sender<usize>,
     pub(crate) stopping: watch::Sender<bool>,
@@ -79,6 +79,12 @@ impl Engine {
         let answer = change(&mut self.view());
         self.changed.send_modify(|count| *count += 1);
         answer
+    }
+
+    pub(crate) fn fence_error(&self) -> MutexGuard<'_, Option<String>> {
+        self.fence_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn holds_lease(&self, epoch: Epoch) -> bool {
@@ -138,7 +144,7 @@ impl WriteThrough {
             poll_now: Notify::new(),
             proposing: tokio::sync::Mutex::new(()),
             counters: Counters::default(),
-            fence_ok: AtomicBool::new(false),
+            fence_error: Mutex::new(Some("it has not been read yet".to_owned())),
             writes: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             counted: tokio::sync::Mutex::new(None),
@@ -190,7 +196,7 @@ impl WriteThrough {
                 .as_ref()
                 .map(|session| session.server().to_string()),
             connected: view.session.is_some(),
-            fence_ok: !strict || engine.fence_ok.load(Ordering::Relaxed),
+            fence_error: engine.fence_error().clone().filter(|_| strict),
             lease_age,
             astray: view.node.astray(),
             proposed_bypass: engine
