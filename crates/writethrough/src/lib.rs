@@ -62,6 +62,8 @@
 //! - The cache does not evict a key in the milliseconds between the announcement and the commit of
 //!   a write. Use an LRU policy; `volatile-ttl` would evict announcements first.
 //! - All writers of the tables go through this library.
+//! - The database's advisory locks lock, and READ COMMITTED takes a new snapshot for each statement:
+//!   tested on two connections before a server is believed ([`PostgresFence::self_test`]).
 //!
 //! # What is absent
 //!
