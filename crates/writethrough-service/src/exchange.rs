@@ -16,7 +16,7 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::app::App;
-use crate::body::BodyRead;
+use crate::body::{Rest, Unread};
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
 use crate::trace_context::{RequestTrace, TraceParent};
@@ -43,7 +43,7 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
         .filter(|_| parent.is_some() || !is_probe(route));
     let mut trace = RequestTrace::new(parent, sampling);
     let span = server_span(&mut trace, &request, route);
-    let (request, body_read) = BodyRead::watch(request);
+    let (request, rest) = Rest::watch(request);
 
     let mut response = if is_probe(route) {
         run(request, next).instrument(span.clone()).await
@@ -76,9 +76,13 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
+    let unread = !rest.discard().await;
+    if unread {
+        response.extensions_mut().insert(Unread);
+    }
     // With a body half read the server closes the connection; a client that is not told would send
     // its next request on it, and lose it.
-    if app.draining() || !body_read.to_the_end() {
+    if app.draining() || unread {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -3,12 +3,15 @@
 //! It listens first and then waits for Postgres, answering 503 meanwhile, so that an orchestrator
 //! sees a live process. It never waits for Redis.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +24,7 @@ use writethrough::{
 };
 
 use crate::app::App;
+use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
 use crate::items::Items;
 use crate::listen;
@@ -314,7 +318,20 @@ async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let unread = Arc::new(AtomicBool::new(false));
+    let stream = Lingering::new(stream, unread.clone(), stop.clone());
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|request| {
+        let (answer, unread) = (router.call(request), &unread);
+        async move {
+            let response = answer.await?;
+            if response.extensions().get::<Unread>().is_some() {
+                unread.store(true, Ordering::Relaxed);
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         result = connection.as_mut() => Some(result),
