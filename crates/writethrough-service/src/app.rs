@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use writethrough::Consistency;
+use writethrough::cache::SessionWatch;
 
 use crate::config::{CacheBackend, Config, Database, Sampling};
 use crate::items::Items;
@@ -23,6 +24,8 @@ pub struct App {
     /// Set when the database is ready.
     items: OnceLock<Arc<Items>>,
     draining: AtomicBool,
+    /// Set when the cache is made, which is before the database is ready.
+    cache: OnceLock<SessionWatch>,
     probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admission: Admission,
@@ -45,6 +48,7 @@ impl App {
         Self {
             items: OnceLock::new(),
             draining: AtomicBool::new(false),
+            cache: OnceLock::new(),
             probe: tokio::sync::Mutex::new(None),
             admission: Admission::new(config.max_in_flight, metrics.in_flight().clone()),
             metrics,
@@ -89,6 +93,19 @@ impl App {
     #[must_use]
     pub fn ready_items(&self) -> Option<&Arc<Items>> {
         self.items.get()
+    }
+
+    /// The cache was made: from here on its connection can be told.
+    pub fn set_cache(&self, sessions: SessionWatch) {
+        let _ = self.cache.set(sessions);
+    }
+
+    /// Whether there is a verified connection to the cache, in use or not.
+    #[must_use]
+    pub fn cache_is_connected(&self) -> bool {
+        self.cache
+            .get()
+            .is_some_and(|sessions| sessions.borrow().is_some())
     }
 
     /// The process is about to stop.

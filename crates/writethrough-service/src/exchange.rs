@@ -73,6 +73,7 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
             *response.body_mut() = Body::from(body);
         }
     }
+    limit_caching(&mut response, route);
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
@@ -98,6 +99,23 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     app.metrics
         .request(&method, route, status, started.elapsed(), exemplar);
     response
+}
+
+/// Says what caches between here and the client may do: nothing, with an error and with what changes by
+/// the second; otherwise they ask here each time, or the promise that no read is stale would be theirs to
+/// break.
+fn limit_caching(response: &mut Response, route: Option<&str>) {
+    let status = response.status();
+    let failed = status.is_client_error() || status.is_server_error();
+    let operational = is_probe(route) || route.is_some_and(|route| route.starts_with("/cache/"));
+    let value = if failed || operational {
+        "no-store"
+    } else {
+        "no-cache"
+    };
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static(value));
 }
 
 /// Probes and scrapes are answered also when the service has more to do than it can.

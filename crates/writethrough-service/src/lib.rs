@@ -11,6 +11,7 @@ pub mod app;
 pub mod body;
 pub mod causes;
 pub mod config;
+mod diagnosis;
 pub mod exchange;
 pub mod exposition;
 pub mod item;

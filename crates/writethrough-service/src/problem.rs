@@ -219,7 +219,7 @@ pub struct Problem {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// The body of a problem.
+/// An error (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody<'a> {
@@ -230,7 +230,7 @@ pub struct ProblemBody<'a> {
     /// A short summary, the same for every problem of the type.
     title: &'a str,
     /// The HTTP status.
-    #[schema(examples(422))]
+    #[schema(minimum = 400, maximum = 599, examples(422))]
     status: u16,
     /// What happened here, and what to do.
     detail: &'a str,

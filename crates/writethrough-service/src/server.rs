@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{StatusCode, header};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -97,6 +98,7 @@ impl Server {
         };
         settings.validate()?;
         let cache = cache(&config)?;
+        app.set_cache(cache.sessions());
         match &config.database {
             Database::Sqlite(path) => {
                 let path = path.clone();
@@ -324,7 +326,15 @@ async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool
     let service = service_fn(|request| {
         let (answer, unread) = (router.call(request), &unread);
         async move {
-            let response = answer.await?;
+            let mut response = answer.await?;
+            if matches!(
+                response.status(),
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            ) {
+                // The router gives every answer the length of its body. Here there is none, and a 304
+                // that says 0 would tell a cache that what it has is empty (RFC 9110, 8.6).
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+            }
             if response.extensions().get::<Unread>().is_some() {
                 unread.store(true, Ordering::Relaxed);
             }

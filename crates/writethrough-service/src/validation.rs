@@ -1,5 +1,10 @@
 //! Reads a client's JSON into [`ItemFields`], and says of every wrong field what is wrong with it.
 //!
+//! The service's own fields (`id`, `created_at`, `updated_at`, `version`) may come back in a `PUT`, so
+//! that a client can read an item, change it, and send it as it is. `id` must be that of the path and
+//! `version` the current one. The times are only looked at, because clients cannot be trusted to keep
+//! them: JavaScript's dates have milliseconds, ours have microseconds.
+//!
 //! Numbers are read from their text, so that no binary float is ever between the client and the
 //! price.
 
@@ -8,38 +13,55 @@ use std::fmt;
 use serde::Deserializer;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-use crate::item::{ItemFields, Price};
+use crate::item::{ItemFields, ItemId, Price};
 use crate::problem::{FieldError, Kind, Problem};
 
 /// The longest name, in characters.
 const NAME_CHARACTERS: usize = 255;
 
-/// Reads the body of `POST /items` and `PUT /items/{id}`.
+/// The fields that the service sets.
+const OWN_FIELDS: [&str; 4] = ["id", "created_at", "updated_at", "version"];
+
+/// What `PUT /items/{id}` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replacement {
+    /// What the item is to contain.
+    pub fields: ItemFields,
+    /// The version to replace, if the client names one.
+    pub version: Option<i64>,
+}
+
+/// Reads the body of `POST /items`.
 ///
 /// # Errors
 ///
 /// A [`Problem`]: malformed JSON, or every field that is wrong.
 pub fn item_fields(body: &[u8]) -> Result<ItemFields, Problem> {
-    let members = members(body)?;
-    let mut fields = Fields {
-        members,
-        errors: Vec::new(),
-    };
-    let name = fields.required("name", read_name);
-    let description = fields.optional("description", read_description);
-    let price = fields.required("price", read_price);
+    let mut fields = Fields::read(body)?;
+    let read = fields.item();
     fields.refuse_the_rest();
-    match (name, price, fields.errors.is_empty()) {
-        (Some(name), Some(price), true) => Ok(ItemFields {
-            name,
-            description,
-            price,
-        }),
-        _ => Err(Problem::new(Kind::Validation)
-            .detail("Correct the fields listed under `errors` and send the request again.")
-            .errors(fields.errors)),
-    }
+    fields.done(read)
+}
+
+/// Reads the body of `PUT /items/{id}` for the item `id`.
+///
+/// # Errors
+///
+/// A [`Problem`]: malformed JSON, or every field that is wrong.
+pub fn replacement(body: &[u8], id: ItemId) -> Result<Replacement, Problem> {
+    let mut fields = Fields::read(body)?;
+    let read = fields.item();
+    fields.given("id", |raw| read_id(raw, id));
+    fields.given("created_at", read_time);
+    fields.given("updated_at", read_time);
+    let version = fields.given("version", read_version);
+    fields.refuse_the_rest();
+    fields
+        .done(read)
+        .map(|fields| Replacement { fields, version })
 }
 
 fn members(body: &[u8]) -> Result<Vec<(String, &RawValue)>, Problem> {
@@ -99,7 +121,35 @@ struct Fields<'a> {
     errors: Vec<FieldError>,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, Problem> {
+        Ok(Self {
+            members: members(body)?,
+            errors: Vec::new(),
+        })
+    }
+
+    /// The fields that the client sets.
+    fn item(&mut self) -> Option<ItemFields> {
+        let name = self.required("name", read_name);
+        let description = self.optional("description", read_description);
+        let price = self.required("price", read_price);
+        Some(ItemFields {
+            name: name?,
+            description,
+            price: price?,
+        })
+    }
+
+    fn done(self, read: Option<ItemFields>) -> Result<ItemFields, Problem> {
+        match read {
+            Some(fields) if self.errors.is_empty() => Ok(fields),
+            _ => Err(Problem::new(Kind::Validation)
+                .detail("Correct the fields listed under `errors` and send the request again.")
+                .errors(self.errors)),
+        }
+    }
+
     fn required<T>(&mut self, name: &str, read: fn(&str) -> Result<T, String>) -> Option<T> {
         match self.take(name) {
             Some(raw) if raw == "null" => self.fail(name, "must not be null"),
@@ -113,6 +163,15 @@ impl Fields<'_> {
 
     fn optional<T>(&mut self, name: &str, read: fn(&str) -> Result<T, String>) -> Option<T> {
         let raw = self.take(name).filter(|raw| raw != "null")?;
+        match read(&raw) {
+            Ok(value) => Some(value),
+            Err(message) => self.fail(name, message),
+        }
+    }
+
+    /// A field that may be left out, and may not be null.
+    fn given<T>(&mut self, name: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let raw = self.take(name)?;
         match read(&raw) {
             Ok(value) => Some(value),
             Err(message) => self.fail(name, message),
@@ -141,8 +200,12 @@ impl Fields<'_> {
         // A body of 64 KiB can hold thousands of unknown fields; the first few are enough to go on.
         for (name, _) in self.members.drain(..).take(20) {
             let shown: String = name.chars().take(100).collect();
-            self.errors
-                .push(FieldError::new(shown, "is not a field of an item"));
+            let message = if OWN_FIELDS.contains(&name.as_str()) {
+                "is set by the service; leave it out"
+            } else {
+                "is not a field of an item"
+            };
+            self.errors.push(FieldError::new(shown, message));
         }
     }
 }
@@ -174,6 +237,29 @@ fn read_description(raw: &str) -> Result<String, String> {
         return Err("must not contain the NUL character".to_owned());
     }
     Ok(description)
+}
+
+fn read_id(raw: &str, id: ItemId) -> Result<(), String> {
+    let text = read_string(raw)?;
+    if ItemId::parse(&text) == Some(id) {
+        Ok(())
+    } else {
+        Err(format!("must be {id}, as in the path, or left out"))
+    }
+}
+
+fn read_time(raw: &str) -> Result<(), String> {
+    let text = read_string(raw)?;
+    OffsetDateTime::parse(&text, &Rfc3339)
+        .map(drop)
+        .map_err(|_| "must be a time as the service sent it (RFC 3339), or left out".to_owned())
+}
+
+fn read_version(raw: &str) -> Result<i64, String> {
+    raw.parse()
+        .ok()
+        .filter(|version| *version >= 1)
+        .ok_or_else(|| "must be a whole number from 1, or left out".to_owned())
 }
 
 fn read_price(raw: &str) -> Result<Price, String> {
@@ -223,6 +309,39 @@ mod tests {
                 ("colour".to_owned(), "is not a field of an item".to_owned()),
             ]
         );
+    }
+
+    #[test]
+    fn a_replacement_may_carry_what_the_service_set() {
+        let id = ItemId::generate();
+        let read = |own: &str| {
+            let body = format!(r#"{{"name": "a", "price": 1, {own}}}"#);
+            replacement(body.as_bytes(), id).map(|read| read.version)
+        };
+        let same = format!(r#""id": "{}""#, id.to_string().to_uppercase());
+        assert_eq!(read(&same).unwrap(), None);
+        assert_eq!(read(r#""version": 7"#).unwrap(), Some(7));
+        assert!(read(r#""created_at": "2025-01-02T03:04:05.678+01:00""#).is_ok());
+        let other = format!(r#""id": "{}""#, ItemId::generate());
+        for wrong in [
+            other.as_str(),
+            r#""id": 5"#,
+            r#""id": null"#,
+            r#""version": "7""#,
+            r#""version": 7.5"#,
+            r#""version": 0"#,
+            r#""version": null"#,
+            r#""version": 99999999999999999999"#,
+            r#""version": 7, "version": 7"#,
+            r#""created_at": 5"#,
+            r#""created_at": "today""#,
+            r#""updated_at": null"#,
+        ] {
+            let problem = read(wrong).unwrap_err();
+            let errors = problem.errors_for_tests();
+            assert_eq!(errors.len(), 1, "{wrong}");
+            assert!(wrong.contains(&errors[0].field), "{wrong}");
+        }
     }
 
     #[test]

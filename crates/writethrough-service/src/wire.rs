@@ -3,13 +3,38 @@
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
+use serde_json::json;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use utoipa::openapi::extensions::ExtensionsBuilder;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use uuid::Uuid;
 
 use crate::item::{Item, Page, Price};
 
-/// What `POST /items` and `PUT /items/{id}` take. It only describes; [`crate::validation`] reads.
+/// A price. It is a number without a format: `double` would make the exact decimal a binary float, and
+/// with `multipleOf` a validator that calculates in floats refuses one price in seven.
+fn price() -> Object {
+    // Generators of Go clients make a number without a format 32 bits wide.
+    let go = ExtensionsBuilder::new()
+        .add("x-go-type", "json.Number")
+        .add("x-go-type-import", json!({"path": "encoding/json"}));
+    ObjectBuilder::new()
+        .schema_type(Type::Number)
+        .description(Some(
+            "An exact decimal from 0 to 99999999.99 with at most two decimals. Answers always have two. \
+             Read it into a decimal type where there is one.",
+        ))
+        .minimum(Some(0))
+        .maximum(Some(99_999_999.99))
+        .examples([json!(24.5)])
+        .extensions(Some(go.build()))
+        .build()
+}
+
+// These two only describe: `validation` reads.
+
+/// What a new item contains.
 #[derive(ToSchema)]
 #[schema(as = ItemFields)]
 #[allow(dead_code)]
@@ -20,14 +45,36 @@ pub(crate) struct ItemFieldsBody {
     /// Free text.
     #[schema(examples("Bright, and bends."))]
     description: Option<String>,
-    /// An exact decimal with at most two decimals.
-    #[schema(
-        minimum = 0,
-        maximum = 99_999_999.99,
-        multiple_of = 0.01,
-        examples(24.50)
-    )]
+    #[schema(schema_with = price)]
     price: f64,
+}
+
+/// What an item is to contain, and, if wanted, what the service sets: an item as it was read, with the
+/// changes.
+#[derive(ToSchema)]
+#[schema(as = ItemReplacement)]
+#[allow(dead_code)]
+pub(crate) struct ItemReplacementBody {
+    /// 1 to 255 characters, no control characters.
+    #[schema(min_length = 1, max_length = 255, examples("Lamp"))]
+    name: String,
+    /// Free text; removed if left out.
+    #[schema(examples("Bright, and bends."))]
+    description: Option<String>,
+    #[schema(schema_with = price)]
+    price: f64,
+    /// The id of the path, or left out.
+    #[schema(required = false)]
+    id: Uuid,
+    /// Ignored: the service sets it.
+    #[schema(required = false, format = DateTime)]
+    created_at: String,
+    /// Ignored: the service sets it.
+    #[schema(required = false, format = DateTime)]
+    updated_at: String,
+    /// The version to replace; 412 if the item has another one. Left out, any version is replaced.
+    #[schema(required = false, minimum = 1)]
+    version: i64,
 }
 
 /// An item.
@@ -38,9 +85,9 @@ pub(crate) struct ItemBody<'a> {
     id: Uuid,
     #[schema(examples("Lamp"))]
     name: &'a str,
+    #[schema(required, examples("Bright, and bends."))]
     description: Option<&'a str>,
-    /// An exact decimal, always with two decimals.
-    #[schema(value_type = f64, examples(24.50))]
+    #[schema(schema_with = price)]
     #[serde(serialize_with = "as_number")]
     price: Price,
     /// RFC 3339, UTC, to the microsecond, by the database's clock.
@@ -82,6 +129,7 @@ pub(crate) struct PageBody<'a> {
     /// How many items this part has.
     count: usize,
     /// Pass it as `cursor` to get the next part; null at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
@@ -95,24 +143,64 @@ impl<'a> From<&'a Page> for PageBody<'a> {
     }
 }
 
+/// Always the same.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DeletedStatus {
+    Deleted,
+}
+
 /// The answer to `DELETE /items/{id}`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Deleted)]
 pub(crate) struct DeletedBody {
-    #[schema(examples("deleted"))]
-    pub(crate) status: &'static str,
+    #[schema(inline)]
+    pub(crate) status: DeletedStatus,
     #[schema(value_type = String, format = Uuid)]
     pub(crate) id: Uuid,
+}
+
+/// Always the same.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ClearedStatus {
+    Cleared,
 }
 
 /// The answer to `POST /cache/clear`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Cleared)]
 pub(crate) struct ClearedBody {
-    #[schema(examples("cleared"))]
-    pub(crate) status: &'static str,
+    #[schema(inline)]
+    pub(crate) status: ClearedStatus,
     /// How many keys were removed from the cache.
     pub(crate) keys_deleted: u64,
+}
+
+// The words that others choose are described here; the tests hold the answers against the description.
+
+/// What reads are promised: `strict` is linearizable, `textbook` is not, `off` is the database alone.
+#[derive(ToSchema)]
+#[schema(as = Consistency, rename_all = "lowercase")]
+#[allow(dead_code)]
+pub(crate) enum ConsistencyName {
+    Strict,
+    Textbook,
+    Off,
+}
+
+/// Whether the node uses the cache: `cached`, or `bypass` (it is not usable), `observing` (a new epoch
+/// has begun), `unknown` (the database has not said yet); `textbook` and `off` as configured.
+#[derive(ToSchema)]
+#[schema(as = CacheMode, rename_all = "lowercase")]
+#[allow(dead_code)]
+pub(crate) enum ModeName {
+    Cached,
+    Bypass,
+    Observing,
+    Unknown,
+    Textbook,
+    Off,
 }
 
 /// The answer to `GET /cache/stats`. Counts are those of this process since it started.
@@ -128,11 +216,12 @@ pub(crate) struct StatsBody {
     /// Hits in percent of hits and misses, with two decimals.
     #[schema(examples(87.5))]
     pub(crate) hit_rate: f64,
-    /// `strict`, `textbook` or `off`.
+    #[schema(value_type = ConsistencyName)]
     pub(crate) consistency: &'static str,
-    /// `cached`, `bypass`, `observing`, `unknown`, `textbook` or `off`.
+    #[schema(value_type = ModeName)]
     pub(crate) mode: &'static str,
-    /// The epoch in force, in strict mode.
+    /// The epoch in force; null outside strict mode, and before the database was reached.
+    #[schema(required)]
     pub(crate) epoch: Option<u64>,
     /// Reads that went to the database without the cache.
     pub(crate) total_bypasses: u64,
@@ -158,48 +247,101 @@ pub(crate) struct StatsBody {
     pub(crate) degraded_seconds: f64,
 }
 
+/// `ok`; `degraded` without Redis (reads and writes go on from the database); `down` without the database.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HealthStatus {
+    Ok,
+    Degraded,
+    Down,
+}
+
+/// Whether there is a connection that works.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DependencyStatus {
+    Ok,
+    Down,
+}
+
+impl DependencyStatus {
+    pub(crate) fn of(up: bool) -> Self {
+        if up { Self::Ok } else { Self::Down }
+    }
+}
+
+/// `ok`, `starting` (waiting for the database) or `draining` (about to stop).
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProbeStatus {
+    Ok,
+    Starting,
+    Draining,
+}
+
+/// `redis`, `in-process`, or `none` when the cache is switched off.
+#[derive(ToSchema)]
+#[schema(as = CacheBackend, rename_all = "kebab-case")]
+#[allow(dead_code)]
+pub(crate) enum CacheBackendName {
+    Redis,
+    InProcess,
+    None,
+}
+
+/// `postgres`, or `embedded` for SQLite.
+#[derive(ToSchema)]
+#[schema(as = DatabaseBackend, rename_all = "lowercase")]
+#[allow(dead_code)]
+pub(crate) enum DatabaseBackendName {
+    Postgres,
+    Embedded,
+}
+
 /// The answer to `GET /health`.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(crate) struct HealthBody {
-    /// `ok`; `degraded` without Redis (reads and writes go on from the database); `down` without
-    /// the database.
-    #[schema(examples("ok"))]
-    pub(crate) status: &'static str,
+    pub(crate) status: HealthStatus,
+    /// Why it is not well, or what an operator should know although it is: slow loads from the
+    /// database. Null when there is nothing to say.
+    #[schema(
+        required,
+        examples("there is no verified connection to the cache; the log says why")
+    )]
+    pub(crate) reason: Option<String>,
     /// The service's name.
     #[schema(examples("api"))]
     pub(crate) service: String,
     pub(crate) dependencies: DependenciesBody,
-    /// What plays the part of each dependency.
     pub(crate) backends: BackendsBody,
-    /// `strict`, `textbook` or `off`.
+    #[schema(value_type = ConsistencyName)]
     pub(crate) consistency: &'static str,
-    /// `cached`, `bypass`, `observing`, `unknown`, `textbook` or `off`.
+    #[schema(value_type = ModeName)]
     pub(crate) mode: &'static str,
-    /// The epoch in force, in strict mode.
+    /// The epoch in force; null outside strict mode, and before the database was reached.
+    #[schema(required)]
     pub(crate) epoch: Option<u64>,
     /// The program's version.
     pub(crate) version: &'static str,
     pub(crate) uptime_seconds: u64,
 }
 
-/// `ok` or `down` for each dependency.
+/// How each dependency is.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Dependencies)]
 pub(crate) struct DependenciesBody {
-    #[schema(examples("ok"))]
-    pub(crate) redis: &'static str,
-    #[schema(examples("ok"))]
-    pub(crate) postgres: &'static str,
+    pub(crate) redis: DependencyStatus,
+    pub(crate) postgres: DependencyStatus,
 }
 
 /// What plays the part of each dependency.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Backends)]
 pub(crate) struct BackendsBody {
-    /// `redis`, `in-process`, or `none` when the cache is switched off.
+    #[schema(value_type = CacheBackendName)]
     pub(crate) cache: &'static str,
-    /// `postgres` or `embedded`.
+    #[schema(value_type = DatabaseBackendName)]
     pub(crate) database: &'static str,
 }
 
@@ -207,6 +349,5 @@ pub(crate) struct BackendsBody {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Probe)]
 pub(crate) struct ProbeBody {
-    /// `ok`, `starting` or `draining`.
-    pub(crate) status: &'static str,
+    pub(crate) status: ProbeStatus,
 }

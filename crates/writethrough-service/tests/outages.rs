@@ -122,8 +122,13 @@ async fn it_listens_before_postgres_is_there_and_serves_when_it_comes() {
         (503, &json!("down"))
     );
     assert_eq!(health.json()["dependencies"]["postgres"], "down");
+    assert_eq!(health.header("cache-control"), "no-store");
     assert_eq!(service.get("/livez").await.status, 200);
-    assert_eq!(service.get("/readyz").await.status, 503);
+    let ready = service.get("/readyz").await;
+    assert_eq!(
+        (ready.status.as_u16(), ready.header("retry-after")),
+        (503, "1")
+    );
     assert_eq!(service.get("/docs").await.status, 200);
     backends.postgres.start().await.unwrap();
     until("the service is ready", async || {
@@ -131,6 +136,44 @@ async fn it_listens_before_postgres_is_there_and_serves_when_it_comes() {
     })
     .await;
     assert_eq!(service.get(&sample()).await.status, 200);
+    service.running.shutdown().await;
+}
+
+/// Redis is what its connection says, also while there is no database and so no cache in use.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_redis_from_its_own_connection_while_postgres_refuses() {
+    let backends = Backends::start().await;
+    let of_redis = async |service: &Service, word: &str| {
+        until(&format!("health says that Redis is {word}"), async || {
+            let health = service.get("/health").await;
+            assert_eq!(
+                (health.status.as_u16(), &health.json()["status"]),
+                (503, &json!("down"))
+            );
+            let dependencies = &health.json()["dependencies"];
+            assert_eq!(dependencies["postgres"], "down");
+            (dependencies["redis"] == word).then_some(())
+        })
+        .await;
+    };
+    backends.postgres.stop().await.unwrap();
+    let service = Service::start(backends.config()).await;
+    of_redis(&service, "ok").await;
+    backends.redis.stop().await.unwrap();
+    of_redis(&service, "down").await;
+    backends.redis.start().await.unwrap();
+    of_redis(&service, "ok").await;
+
+    backends.postgres.start().await.unwrap();
+    let service = service.cached().await;
+    backends.postgres.kill().await.unwrap();
+    until("it is noticed", async || {
+        (service.get("/health").await.status == 503).then_some(())
+    })
+    .await;
+    of_redis(&service, "ok").await;
+    backends.redis.stop().await.unwrap();
+    of_redis(&service, "down").await;
     service.running.shutdown().await;
 }
 

@@ -17,15 +17,15 @@ function resolve(api, schema) {
 
 function example(api, schema) {
   schema = resolve(api, schema) ?? {};
-  if (schema.examples?.length) return schema.examples[0];
+  if (schema.example !== undefined) return schema.example;
+  if (schema.enum) return schema.enum[0];
   if (schema.default !== undefined) return schema.default;
   if (schema.properties) {
     return Object.fromEntries(
-      Object.entries(schema.properties).map(([name, part]) => [name, example(api, part)]),
+      Object.entries(schema.properties).filter(([name]) => !schema.required || schema.required.includes(name) || name === "description").map(([name, part]) => [name, example(api, part)]),
     );
   }
-  const type = [schema.type].flat()[0];
-  return { string: "text", number: 1, integer: 1, boolean: true, array: [] }[type] ?? null;
+  return { string: "text", number: 1, integer: 1, boolean: true, array: [] }[schema.type] ?? null;
 }
 
 function operation(api, path, method, description) {

@@ -8,32 +8,38 @@ use axum::response::Response;
 
 use super::json;
 use crate::app::App;
-use crate::openapi::ReadErrors;
+use crate::openapi::{ClearErrors, ReadErrors};
 use crate::problem::Problem;
-use crate::wire::{ClearedBody, StatsBody};
+use crate::wire::{ClearedBody, ClearedStatus, StatsBody};
 
-/// Empties the cache. Nobody waits for it, and the next read of anything is a miss that fills.
+/// Empties the cache.
+///
+/// Nobody waits for it, and the next read of anything is a miss that fills.
 #[utoipa::path(
     post,
     path = "/cache/clear",
+    operation_id = "clearCache",
     tag = "cache",
-    responses((status = 200, description = "The cache is empty", body = ClearedBody), ReadErrors)
+    responses((status = 200, description = "The cache is empty", body = ClearedBody), ClearErrors)
 )]
 pub(super) async fn clear(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     let keys_deleted = app.items()?.clear_cache().await?;
     Ok(json(
         StatusCode::OK,
         &ClearedBody {
-            status: "cleared",
+            status: ClearedStatus::Cleared,
             keys_deleted,
         },
     ))
 }
 
 /// Says how the cache is doing.
+///
+/// The counts are those of this process since it started.
 #[utoipa::path(
     get,
     path = "/cache/stats",
+    operation_id = "getCacheStats",
     tag = "cache",
     responses((status = 200, description = "Counts since the start", body = StatsBody), ReadErrors)
 )]

@@ -9,35 +9,45 @@ use axum::response::{IntoResponse, Response};
 
 use super::{json, set};
 use crate::app::App;
+use crate::diagnosis::diagnose;
 use crate::exposition::{self, Format};
+use crate::openapi::ProbeErrors;
 use crate::problem::{Kind, Problem};
-use crate::wire::{BackendsBody, DependenciesBody, HealthBody, ProbeBody};
+use crate::wire::{
+    BackendsBody, DependenciesBody, DependencyStatus, HealthBody, HealthStatus, ProbeBody,
+    ProbeStatus,
+};
 
 /// Says how the service and its dependencies are.
+///
+/// For people and dashboards; orchestrators ask `/livez` and `/readyz`.
 #[utoipa::path(
     get,
     path = "/health",
+    operation_id = "getHealth",
     tag = "operation",
     responses(
         (status = 200, description = "`ok`, or `degraded` without the cache", body = HealthBody),
-        (status = 503, description = "`down`: no database", body = HealthBody)
+        (status = 503, description = "`down`: no database", body = HealthBody),
+        ProbeErrors
     )
 )]
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let database = app.database_is_up().await;
     let status = app.ready_items().map(|items| items.engine().status());
-    let cache = status.as_ref().is_some_and(|status| status.connected);
-    let word = |up| if up { "ok" } else { "down" };
+    let cache = app.cache_is_connected();
+    let diagnosis = diagnose(database, status.as_ref());
     let body = HealthBody {
-        status: match (database, cache) {
-            (true, true) => "ok",
-            (true, false) => "degraded",
-            (false, _) => "down",
+        status: match (database, cache && !diagnosis.degraded) {
+            (true, true) => HealthStatus::Ok,
+            (true, false) => HealthStatus::Degraded,
+            (false, _) => HealthStatus::Down,
         },
+        reason: diagnosis.reason,
         service: app.service_name.clone(),
         dependencies: DependenciesBody {
-            redis: word(cache),
-            postgres: word(database),
+            redis: DependencyStatus::of(cache),
+            postgres: DependencyStatus::of(database),
         },
         backends: BackendsBody {
             cache: app.cache_backend,
@@ -65,49 +75,72 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     response
 }
 
-/// The process runs.
+/// Says that the process runs.
+///
+/// For an orchestrator's liveness probe.
 #[utoipa::path(
     get,
     path = "/livez",
+    operation_id = "getLiveness",
     tag = "operation",
-    responses((status = 200, description = "The process runs", body = ProbeBody))
+    responses((status = 200, description = "The process runs", body = ProbeBody), ProbeErrors)
 )]
 pub(super) async fn livez() -> Response {
-    json(StatusCode::OK, &ProbeBody { status: "ok" })
+    json(
+        StatusCode::OK,
+        &ProbeBody {
+            status: ProbeStatus::Ok,
+        },
+    )
 }
 
-/// The process wants requests: it has been ready once and is not about to stop. It stays so when the
-/// database goes away, since then every other node is in the same state.
+/// Says whether the process wants requests.
+///
+/// It does once it was ready, until it is about to stop. It stays so when the database goes away, since
+/// then every other node is in the same state.
 #[utoipa::path(
     get,
     path = "/readyz",
+    operation_id = "getReadiness",
     tag = "operation",
     responses(
         (status = 200, description = "Ready", body = ProbeBody),
-        (status = 503, description = "Starting or about to stop", body = ProbeBody)
+        (status = 503, description = "Starting or about to stop", body = ProbeBody),
+        ProbeErrors
     )
 )]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     let (status, word) = if app.draining() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+        (StatusCode::SERVICE_UNAVAILABLE, ProbeStatus::Draining)
     } else if app.ready_items().is_none() {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting")
+        (StatusCode::SERVICE_UNAVAILABLE, ProbeStatus::Starting)
     } else {
-        (StatusCode::OK, "ok")
+        (StatusCode::OK, ProbeStatus::Ok)
     };
-    json(status, &ProbeBody { status: word })
+    let mut response = json(status, &ProbeBody { status: word });
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        set(
+            response.headers_mut(),
+            header::RETRY_AFTER,
+            HeaderValue::from_static("1"),
+        );
+    }
+    response
 }
 
-/// Metrics, as Prometheus' text format 0.0.4 or, when `Accept` asks for it, OpenMetrics 1.0 with
-/// exemplars; packed with gzip when `Accept-Encoding` asks for that.
+/// Tells the metrics.
+///
+/// As Prometheus' text format 0.0.4 or, when `Accept` asks for it, OpenMetrics 1.0 with exemplars;
+/// packed with gzip when `Accept-Encoding` asks for that.
 #[utoipa::path(
     get,
     path = "/metrics",
+    operation_id = "getMetrics",
     tag = "operation",
     responses((status = 200, description = "Metrics", content(
         (String = "text/plain"),
         (String = "application/openmetrics-text")
-    )))
+    )), ProbeErrors)
 )]
 pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let format = Format::preferred(&headers);

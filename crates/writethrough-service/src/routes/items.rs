@@ -4,13 +4,14 @@ use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoParams;
 use writethrough::ReadOutcome;
 
+use super::query::{self, QueryPairs};
 use super::{header_value, json, json_bytes, preconditions, read_body, set};
 use crate::app::App;
 use crate::item::{Cursor, ItemId, PageRequest};
@@ -18,7 +19,9 @@ use crate::items::{Document, Fetched, ItemsError, WriteTiming};
 use crate::openapi::{Errors, ReadErrors, WriteErrors};
 use crate::problem::{FieldError, Kind, Problem};
 use crate::validation;
-use crate::wire::{DeletedBody, ItemBody, ItemFieldsBody, PageBody};
+use crate::wire::{
+    DeletedBody, DeletedStatus, ItemBody, ItemFieldsBody, ItemReplacementBody, PageBody,
+};
 
 const DEFAULT_LIMIT: u8 = 10;
 
@@ -26,9 +29,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 type PathId = Result<Path<String>, PathRejection>;
-type QueryPairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
-/// What a list takes. It only describes; [`page_request`] reads.
+// It only describes: `page_request` reads.
+/// What a list takes.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code)]
@@ -41,17 +44,25 @@ pub(super) struct ListParameters {
 }
 
 /// Lists items, newest first.
+///
+/// A list is served from the cache when it can be, and is never older than the last write.
 #[utoipa::path(
     get,
     path = "/items",
+    operation_id = "listItems",
     tag = "items",
-    params(ListParameters),
+    params(
+        ListParameters,
+        ("If-None-Match" = Option<String>, Header,
+         description = "The ETag of the part that the client has; 304 if it is still the same")
+    ),
     responses(
         (status = 200, description = "A part of the list", body = PageBody, headers(
-            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String),
-            ("x-trace-id" = String)
+            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String)
         )),
-        (status = 304, description = "The client has this part already (`If-None-Match`)"),
+        (status = 304, description = "The client has this part already (`If-None-Match`)", headers(
+            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String)
+        )),
         ReadErrors
     )
 )]
@@ -68,15 +79,17 @@ pub(super) async fn list(
 }
 
 /// Creates an item.
+///
+/// The service sets the id, the times and the version.
 #[utoipa::path(
     post,
     path = "/items",
+    operation_id = "createItem",
     tag = "items",
     request_body = ItemFieldsBody,
     responses(
         (status = 201, description = "The item as it is stored", body = ItemBody, headers(
-            ("Location" = String), ("ETag" = String), ("Server-Timing" = String),
-            ("x-trace-id" = String)
+            ("Location" = String), ("ETag" = String), ("Server-Timing" = String)
         )),
         Errors, WriteErrors
     )
@@ -102,17 +115,25 @@ pub(super) async fn create(
 }
 
 /// Reads an item.
+///
+/// It is served from the cache when it can be, and is never older than the last write.
 #[utoipa::path(
     get,
     path = "/items/{id}",
+    operation_id = "getItem",
     tag = "items",
-    params(("id" = String, Path, format = Uuid, description = "The item's id")),
+    params(
+        ("id" = String, Path, format = Uuid, description = "The item's id"),
+        ("If-None-Match" = Option<String>, Header,
+         description = "The ETag of the version that the client has; 304 if it is still the same")
+    ),
     responses(
         (status = 200, description = "The item", body = ItemBody, headers(
-            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String),
-            ("x-trace-id" = String)
+            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String)
         )),
-        (status = 304, description = "The client has this version already (`If-None-Match`)"),
+        (status = 304, description = "The client has this version already (`If-None-Match`)", headers(
+            ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String)
+        )),
         (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
          content_type = "application/problem+json"),
         ReadErrors
@@ -129,19 +150,23 @@ pub(super) async fn get(
 }
 
 /// Replaces an item.
+///
+/// An item as it was read can be sent back with changes: the fields that the service sets may be there. Then
+/// `id` must be that of the path, `version` acts as `If-Match`, and the times are ignored.
 #[utoipa::path(
     put,
     path = "/items/{id}",
+    operation_id = "replaceItem",
     tag = "items",
     params(
         ("id" = String, Path, format = Uuid, description = "The item's id"),
         ("If-Match" = Option<String>, Header,
          description = "The ETag of the version to replace; 412 if the item has another one")
     ),
-    request_body = ItemFieldsBody,
+    request_body = ItemReplacementBody,
     responses(
         (status = 200, description = "The item as it is stored now", body = ItemBody, headers(
-            ("ETag" = String), ("Server-Timing" = String), ("x-trace-id" = String)
+            ("ETag" = String), ("Server-Timing" = String)
         )),
         (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
          content_type = "application/problem+json"),
@@ -158,8 +183,16 @@ pub(super) async fn replace(
     let id = item_id(id)?;
     let condition = preconditions::condition(request.headers())?;
     let items = app.items()?.clone();
-    let fields = validation::item_fields(&read_body(request).await?)?;
-    let written = items.replace(id, fields, condition).await?;
+    let replacement = validation::replacement(&read_body(request).await?, id)?;
+    let version = replacement.version;
+    let condition = preconditions::and_version(condition, version);
+    let written = items
+        .replace(id, replacement.fields, condition)
+        .await
+        .map_err(|error| match (error, version) {
+            (ItemsError::Mismatch, Some(version)) => preconditions::not_version(version),
+            (error, _) => error.into(),
+        })?;
     let mut response = json_bytes(StatusCode::OK, written.output.json());
     let headers = response.headers_mut();
     set(headers, header::ETAG, etag(&version_of(&written.output)));
@@ -168,9 +201,12 @@ pub(super) async fn replace(
 }
 
 /// Removes an item.
+///
+/// It is gone from lists at once.
 #[utoipa::path(
     delete,
     path = "/items/{id}",
+    operation_id = "deleteItem",
     tag = "items",
     params(
         ("id" = String, Path, format = Uuid, description = "The item's id"),
@@ -178,7 +214,9 @@ pub(super) async fn replace(
          description = "The ETag of the version to remove; 412 if the item has another one")
     ),
     responses(
-        (status = 200, description = "The item is gone", body = DeletedBody),
+        (status = 200, description = "The item is gone", body = DeletedBody, headers(
+            ("Server-Timing" = String)
+        )),
         (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
          content_type = "application/problem+json"),
         (status = 412, description = "The item has another version",
@@ -195,7 +233,7 @@ pub(super) async fn remove(
     let condition = preconditions::condition(&headers)?;
     let written = app.items()?.remove(id, condition).await?;
     let body = DeletedBody {
-        status: "deleted",
+        status: DeletedStatus::Deleted,
         id: id.uuid(),
     };
     let mut response = json(StatusCode::OK, &body);
@@ -221,17 +259,7 @@ fn item_id(id: PathId) -> Result<ItemId, Problem> {
 }
 
 fn page_request(query: QueryPairs) -> Result<PageRequest, Problem> {
-    let wrong = |errors: Vec<FieldError>| {
-        Problem::new(Kind::InvalidParameter)
-            .detail("Correct the parameters listed under `errors` and send the request again.")
-            .errors(errors)
-    };
-    let Ok(Query(pairs)) = query else {
-        return Err(wrong(vec![FieldError::new(
-            "query",
-            "must be a valid query string",
-        )]));
-    };
+    let Query(pairs) = query.map_err(|_| query::malformed())?;
     let (mut limit, mut after) = (None, None);
     let mut seen: Vec<&str> = Vec::new();
     let mut errors = Vec::new();
@@ -257,13 +285,7 @@ fn page_request(query: QueryPairs) -> Result<PageRequest, Problem> {
                     "must be `next_cursor` of an earlier answer, or left out for the newest items",
                 )),
             },
-            _ => {
-                let shown: String = name.chars().take(100).collect();
-                errors.push(FieldError::new(
-                    shown,
-                    "is not a parameter; use `limit` and `cursor`",
-                ));
-            }
+            _ => errors.push(query::unknown(name, "use `limit` and `cursor`")),
         }
     }
     if errors.is_empty() {
@@ -272,7 +294,7 @@ fn page_request(query: QueryPairs) -> Result<PageRequest, Problem> {
             after,
         })
     } else {
-        Err(wrong(errors))
+        Err(query::wrong(errors))
     }
 }
 
@@ -308,12 +330,6 @@ fn read_response(
         headers,
         SERVER_TIMING,
         server_timing(Some(fetched.cache_time), fetched.store_time),
-    );
-    // A cache between here and the client would break the promise that no read is stale.
-    set(
-        headers,
-        header::CACHE_CONTROL,
-        HeaderValue::from_static("no-cache"),
     );
     response
 }

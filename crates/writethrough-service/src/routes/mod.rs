@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Router, middleware};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -26,6 +26,7 @@ mod health;
 mod items;
 mod pages;
 mod preconditions;
+mod query;
 
 /// The largest body.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -43,15 +44,56 @@ pub fn router(app: Arc<App>) -> Router {
         .routes(routes!(health::livez))
         .routes(routes!(health::readyz))
         .routes(routes!(health::metrics))
+        .route_layer(middleware::from_fn(query::refuse))
         .split_for_parts();
+    let paths: Arc<[String]> = description.paths.paths.keys().cloned().collect();
     router
         .merge(pages::router(&description))
-        .method_not_allowed_fallback(|| async { Problem::new(Kind::MethodNotAllowed) })
-        .fallback(|| async { Problem::new(Kind::RouteNotFound) })
+        .method_not_allowed_fallback(other_method)
+        .fallback(move |method, uri| no_route(method, uri, paths))
         // Bodies are read by `read_body`, which has a limit of its own.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(app.clone(), exchange::serve))
         .with_state(app)
+}
+
+/// A known route with a method that it does not know. The router adds the header `Allow`.
+async fn other_method(method: Method) -> Response {
+    if method == Method::OPTIONS {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        Problem::new(Kind::MethodNotAllowed).into_response()
+    }
+}
+
+/// No route: the server as a whole (`OPTIONS *`), a route with a slash too many, or nothing.
+async fn no_route(method: Method, uri: Uri, paths: Arc<[String]>) -> Response {
+    if method == Method::OPTIONS && uri.path() == "*" {
+        let all = [(header::ALLOW, "GET,HEAD,POST,PUT,DELETE,OPTIONS")];
+        return (StatusCode::NO_CONTENT, all).into_response();
+    }
+    let path = uri.path().trim_end_matches('/');
+    // Only to a route of this service: `//elsewhere/` would lead to another host.
+    if path != uri.path() && paths.iter().any(|pattern| leads_to(pattern, path)) {
+        let query = uri
+            .query()
+            .map_or(String::new(), |query| format!("?{query}"));
+        return Redirect::permanent(&format!("{path}{query}")).into_response();
+    }
+    Problem::new(Kind::RouteNotFound).into_response()
+}
+
+/// Whether a path is one of the route `pattern`, in which a part in braces stands for anything.
+fn leads_to(pattern: &str, path: &str) -> bool {
+    let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (pattern.next(), path.next()) {
+            (None, None) => return true,
+            (Some(pattern), Some(part))
+                if pattern == part || (pattern.starts_with('{') && !part.is_empty()) => {}
+            _ => return false,
+        }
+    }
 }
 
 /// Reads a JSON body, within bounds of size and time.

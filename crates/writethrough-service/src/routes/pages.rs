@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::{json_bytes, set};
 use crate::app::App;
+use crate::openapi;
 use crate::problem::{Kind, Problem};
 
 const INDEX: &str = include_str!("../pages/index.html");
@@ -25,14 +26,20 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; \
      form-action 'none'; frame-ancestors 'none'";
 
 pub(super) fn router(description: &utoipa::openapi::OpenApi) -> Router<Arc<App>> {
-    let description: Bytes = description.to_json().unwrap_or_default().into();
+    let newest = openapi::version_3_1(description).unwrap_or_default();
+    let newest_text = Bytes::from(newest.to_string());
+    let common_text = Bytes::from(openapi::version_3_0(newest).to_string());
     Router::new()
         .route("/", get(index))
         .route("/docs", get(|| async { page(DOCS) }))
         .route("/docs/page.js", get(script))
         .route(
             "/openapi.json",
-            get(async || json_bytes(StatusCode::OK, description)),
+            get(async || json_bytes(StatusCode::OK, common_text)),
+        )
+        .route(
+            "/openapi-3.1.json",
+            get(async || json_bytes(StatusCode::OK, newest_text)),
         )
         .route("/problems/{slug}", get(problem))
 }

@@ -83,6 +83,29 @@ pub(super) fn condition(headers: &HeaderMap) -> Result<Condition, Problem> {
     }
 }
 
+/// The condition, and the version that the body names: both must hold.
+pub(super) fn and_version(condition: Condition, version: Option<i64>) -> Condition {
+    match (condition, version) {
+        (condition, None) => condition,
+        (Condition::None, Some(version)) => Condition::VersionIn(vec![version]),
+        (Condition::VersionIn(mut accepted), Some(version)) => {
+            accepted.retain(|known| *known == version);
+            Condition::VersionIn(accepted)
+        }
+    }
+}
+
+/// The item's version is not the one that the body names, or not one that `If-Match` names.
+pub(super) fn not_version(version: i64) -> Problem {
+    Problem::new(Kind::PreconditionFailed).error(
+        "version",
+        format!(
+            "is {version}, which is not the item's current version, or not one of `If-Match`; leave it \
+             out to replace whatever version there is"
+        ),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +130,16 @@ mod tests {
         );
         assert_eq!(of(&["\"abc\""]).unwrap(), Condition::VersionIn(vec![]));
         assert!(of(&["3"]).is_err());
+    }
+
+    #[test]
+    fn a_version_in_the_body_narrows_if_match() {
+        let of = |accepted: &[i64]| Condition::VersionIn(accepted.to_vec());
+        assert_eq!(and_version(Condition::None, None), Condition::None);
+        assert_eq!(and_version(Condition::None, Some(3)), of(&[3]));
+        assert_eq!(and_version(of(&[3, 4]), None), of(&[3, 4]));
+        assert_eq!(and_version(of(&[3, 4]), Some(3)), of(&[3]));
+        assert_eq!(and_version(of(&[4]), Some(3)), of(&[]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::header::HeaderMap;
@@ -9,6 +10,8 @@ use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 use writethrough_service::config::{CacheBackend, Config, Database};
 use writethrough_service::server::{Running, Server};
+
+pub(crate) mod description;
 
 /// The first sample row.
 pub(crate) const SAMPLE: &str = "550e8400-e29b-41d4-a716-446655440001";
@@ -62,6 +65,8 @@ impl std::ops::Deref for Service {
 pub(crate) struct ApiClient {
     base: String,
     http: Client,
+    /// All requests, with their answers.
+    seen: Arc<Mutex<Vec<(Method, String, Answer)>>>,
 }
 
 impl ApiClient {
@@ -70,7 +75,11 @@ impl ApiClient {
             .timeout(Duration::from_secs(30))
             .build()
             .expect("a client without TLS can be built");
-        Self { base, http }
+        Self {
+            base,
+            http,
+            seen: Arc::default(),
+        }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -100,7 +109,7 @@ impl ApiClient {
         headers: &[(&str, &str)],
         body: Option<&str>,
     ) -> reqwest::Result<Answer> {
-        let mut request = self.http.request(method, self.url(path));
+        let mut request = self.http.request(method.clone(), self.url(path));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -115,11 +124,14 @@ impl ApiClient {
         }
         let response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Answer {
+        let answer = Answer {
             status,
             headers,
             body: response.bytes().await?.to_vec(),
-        })
+        };
+        let seen = (method, path.to_owned(), answer.clone());
+        self.seen.lock().expect("no test panics here").push(seen);
+        Ok(answer)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -163,7 +175,7 @@ impl ApiClient {
 }
 
 /// A whole answer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
