@@ -445,6 +445,11 @@ impl Collector for LiveCollector {
                 stats.indeterminate_writes,
             ),
             (
+                "writethrough_abandoned_writes",
+                "Writes that were ended half-way, by a panic or the end of their runtime",
+                stats.abandoned_writes,
+            ),
+            (
                 "writethrough_intents",
                 "Keys announced by writes",
                 stats.intents,

@@ -62,6 +62,9 @@ pub enum StartError {
     /// The settings contradict each other.
     #[error(transparent)]
     Settings(#[from] InvalidSettings),
+    /// The cache's engine could not be started.
+    #[error(transparent)]
+    Engine(#[from] writethrough::StartError),
 }
 
 /// Starts servers.
@@ -239,7 +242,7 @@ fn make_ready(
     cache: Arc<dyn Cache>,
     fence: Arc<dyn Fence>,
     store: Arc<dyn ItemStore>,
-) -> Result<(), InvalidSettings> {
+) -> Result<(), writethrough::StartError> {
     let engine = WriteThrough::start(settings, cache, fence)?;
     let store = Arc::new(ObservedStore::new(store, app.metrics.clone()));
     app.set_ready(Arc::new(Items::new(engine, store, app.metrics.clone())));

@@ -4,6 +4,20 @@ use std::time::Duration;
 
 use writethrough_protocol::Epoch;
 
+use crate::runtime::NoRuntime;
+use crate::settings::InvalidSettings;
+
+/// Why the engine could not be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The settings contradict what the protocol's safety rests on.
+    #[error(transparent)]
+    Settings(#[from] InvalidSettings),
+    /// It was not called inside of a runtime.
+    #[error(transparent)]
+    NoRuntime(#[from] NoRuntime),
+}
+
 /// Why the engine could not run a write. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {

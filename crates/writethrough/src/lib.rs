@@ -65,6 +65,20 @@
 //! - The database's advisory locks lock, and READ COMMITTED takes a new snapshot for each statement:
 //!   tested on two connections before a server is believed ([`PostgresFence::self_test`]).
 //!
+//! # The runtime
+//!
+//! [`WriteThrough::start`] and [`RedisCache::connect`] need a tokio runtime with timers and I/O that
+//! is driven for as long as the engine is used: a multi-thread one, or a current-thread one whose
+//! `block_on` does not return before. In a runtime that is driven only while a call waits in
+//! `block_on` the epoch is not polled between the calls: what is read is right, but hardly ever a
+//! hit. Calls may be polled in other runtimes, and by executors that are not tokio's; these borrow the
+//! engine's.
+//!
+//! A write is a task of the runtime that it was called in. If that runtime ends first, the write ends
+//! half-way: the outcome is unknown, it is logged and counted ([`Stats::abandoned_writes`]), and its
+//! intents keep readers on the store until they lapse. So await [`WriteThrough::shutdown`] before
+//! the runtime ends.
+//!
 //! # What is absent
 //!
 //! No retry of your operations (except after [`OpError::Fenced`], when nothing was written), no
@@ -76,6 +90,7 @@ mod key;
 mod lateness;
 mod loads;
 mod read;
+mod runtime;
 mod settings;
 mod span;
 mod stats;
@@ -87,12 +102,15 @@ mod write_through;
 pub mod cache;
 pub mod fence;
 
-pub use cache::{Cache, MemoryCache, RedisCache, RedisSettings};
-pub use error::{CacheError, FenceError, Fenced, OpError, ReadError, Unavailable, WriteError};
+pub use cache::{Cache, MemoryCache, RedisCache, RedisConnectError, RedisSettings};
+pub use error::{
+    CacheError, FenceError, Fenced, OpError, ReadError, StartError, Unavailable, WriteError,
+};
 pub use fence::postgres;
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};
+pub use runtime::NoRuntime;
 pub use settings::{Consistency, InvalidSettings, Settings};
 pub use stats::{ProposedBypass, SlowLoads, Stats, Status};
 pub use value::{CacheValue, DecodeError, Json};

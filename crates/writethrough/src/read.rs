@@ -1,5 +1,6 @@
 //! Reads: one value, or one page of a collection.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::clock;
 use crate::error::ReadError;
 use crate::key::{Collection, Key};
 use crate::loads::{Follower, Leader, Role, Shared, Turn};
+use crate::runtime::within;
 use crate::settings::Consistency;
 use crate::span::cache_span;
 use crate::value::CacheValue;
@@ -259,6 +261,11 @@ impl WriteThrough {
     /// Dropped at any point it leaves nothing stale: a fill lease it holds is broken (or lapses,
     /// when the process dies), and readers that share its load look again.
     ///
+    /// # Runtime
+    ///
+    /// Any executor may poll it. A hit needs an engine whose runtime is driven all the time, see
+    /// [`crate`].
+    ///
     /// # Consistency
     ///
     /// Linearizable in strict mode, as [`crate`] describes.
@@ -269,10 +276,13 @@ impl WriteThrough {
         F: Future<Output = Result<Option<V>, E>> + Send,
     {
         let mut watch = Stopwatch::default();
-        let looked = self.engine.look_for_value(key, &mut watch).await;
-        self.engine
-            .finish(looked, watch, || key.as_str().into(), load)
-            .await
+        let read = pin!(async {
+            let looked = self.engine.look_for_value(key, &mut watch).await;
+            self.engine
+                .finish(looked, watch, || key.as_str().into(), load)
+                .await
+        });
+        within(&self.engine.runtime, read).await
     }
 
     /// Reads one page of a collection; `query` names the page among the collection's pages. As
@@ -297,14 +307,17 @@ impl WriteThrough {
         F: Future<Output = Result<V, E>> + Send,
     {
         let mut watch = Stopwatch::default();
-        let looked = self
-            .engine
-            .look_for_page(collection, query, &mut watch)
-            .await;
-        let load = || async { load().await.map(Some) };
-        self.engine
-            .finish(looked, watch, || collection.page(query), load)
-            .await
+        let read = pin!(async {
+            let looked = self
+                .engine
+                .look_for_page(collection, query, &mut watch)
+                .await;
+            let load = || async { load().await.map(Some) };
+            self.engine
+                .finish(looked, watch, || collection.page(query), load)
+                .await
+        });
+        within(&self.engine.runtime, read).await
     }
 }
 
@@ -348,7 +361,7 @@ impl Engine {
             }
             Looked::Load(fill) => {
                 let loaded = {
-                    let load = std::pin::pin!(self.load(load));
+                    let load = pin!(self.load(load));
                     let alive = async {
                         fill.keep_alive(self).await;
                         std::future::pending().await

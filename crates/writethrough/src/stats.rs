@@ -43,6 +43,7 @@ pub(crate) struct Counters {
     pub(crate) decode_errors: Counter,
     pub(crate) cache_errors: Counter,
     pub(crate) degraded_us: Counter,
+    pub(crate) abandoned_writes: Counter,
 }
 
 impl Counters {
@@ -68,6 +69,7 @@ impl Counters {
             decode_errors: self.decode_errors.get(),
             cache_errors: self.cache_errors.get(),
             degraded_seconds: Duration::from_micros(self.degraded_us.get()).as_secs_f64(),
+            abandoned_writes: self.abandoned_writes.get(),
         }
     }
 }
@@ -116,6 +118,9 @@ pub struct Stats {
     pub cache_errors: u64,
     /// Seconds during which this node could not use the cache.
     pub degraded_seconds: f64,
+    /// Writes that were ended half-way, because their runtime ended or their operation panicked; not
+    /// among the writes whose outcome stayed unknown, although it did.
+    pub abandoned_writes: u64,
 }
 
 impl Stats {

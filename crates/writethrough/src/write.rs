@@ -17,6 +17,7 @@ use crate::clock;
 use crate::error::{CacheError, OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::key::{Key, WriteSet};
+use crate::runtime;
 use crate::settings::Consistency;
 use crate::span::cache_span;
 use crate::supervisor;
@@ -60,19 +61,48 @@ pub struct Written<T> {
     pub epoch: u64,
 }
 
-/// Counts a write under way, so that shutdown waits for it.
-struct UnderWay(Arc<Engine>);
+/// Counts a write under way, so that shutdown waits for it, and one that was ended before its end.
+struct UnderWay {
+    engine: Arc<Engine>,
+    /// A task has it, and has not come to its end.
+    unfinished: bool,
+}
 
 impl UnderWay {
     fn new(engine: Arc<Engine>) -> Self {
         engine.writes.send_modify(|count| *count += 1);
-        Self(engine)
+        Self {
+            engine,
+            unfinished: false,
+        }
+    }
+
+    /// The task has come to its end.
+    fn finish(mut self) {
+        self.unfinished = false;
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.writes.send_modify(|count| *count -= 1);
+        self.engine.writes.send_modify(|count| *count -= 1);
+        if !self.unfinished {
+            return;
+        }
+        let why = if std::thread::panicking() {
+            "its operation panicked"
+        } else {
+            "its runtime ended"
+        };
+        let first = self.engine.counters.abandoned_writes.get() == 0;
+        self.engine.counters.abandoned_writes.add(1);
+        if first {
+            tracing::error!(
+                "a write was ended half-way, because {why}: it may have been made, and its keys are \
+                 read from the store until its intents lapse; further ones are counted as \
+                 `abandoned_writes`"
+            );
+        }
     }
 }
 
@@ -136,7 +166,14 @@ impl WriteThrough {
     ///
     /// The write runs on a task of its own: dropping this future gives up its answer, not the
     /// write. When the whole process dies half-way, the write's intents keep every reader on the
-    /// store until they lapse ([`crate::Settings::intent`]).
+    /// store until they lapse ([`crate::Settings::intent`]). So they do when the runtime ends, see
+    /// below, or `op` panics.
+    ///
+    /// # Runtime
+    ///
+    /// The task belongs to the tokio runtime that polls this first or, when another executor polls
+    /// it, to the engine's. It runs to its end unless that runtime ends before or is no longer driven;
+    /// such an end is logged and counted ([`crate::Stats::abandoned_writes`]).
     ///
     /// # Consistency
     ///
@@ -153,12 +190,13 @@ impl WriteThrough {
         E: Send + 'static,
     {
         // Counted before the check, so that shutdown either sees this write or stops it here.
-        let under_way = UnderWay::new(self.engine.clone());
+        let mut under_way = UnderWay::new(self.engine.clone());
         if *self.engine.stopping.borrow() {
             return Err(WriteError::Unavailable(Unavailable::ShuttingDown));
         }
+        under_way.unfinished = true;
         let write = async move {
-            let engine = &under_way.0;
+            let engine = &under_way.engine;
             let result = match engine.settings.consistency {
                 Consistency::Strict => engine.write_strictly(set, op).await,
                 Consistency::Textbook => engine.write_by_the_textbook(set, op).await,
@@ -169,9 +207,11 @@ impl WriteThrough {
                 Err(WriteError::Indeterminate(_)) => engine.counters.indeterminate_writes.add(1),
                 Err(_) => {}
             }
+            under_way.finish();
             result
         };
-        match tokio::spawn(write.in_current_span()).await {
+        let runtime = runtime::current().unwrap_or_else(|_| self.engine.runtime.clone());
+        match runtime.spawn(write.in_current_span()).await {
             Ok(result) => result,
             // The operation panicked, or the runtime is shutting down.
             Err(_) => Err(WriteError::Indeterminate(None)),

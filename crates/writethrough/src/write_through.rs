@@ -1,9 +1,11 @@
 //! The engine's public face and the state that its parts share.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -11,12 +13,13 @@ use writethrough_protocol::{Epoch, Mode, Node, Token};
 
 use crate::cache::{Cache, Session};
 use crate::clock;
-use crate::error::CacheError;
+use crate::error::{CacheError, StartError};
 use crate::fence::Fence;
 use crate::key::Collection;
 use crate::lateness::Lateness;
 use crate::loads::Loads;
-use crate::settings::{Consistency, InvalidSettings, Settings};
+use crate::runtime;
+use crate::settings::{Consistency, Settings};
 use crate::stats::{Counters, ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
 
@@ -30,6 +33,8 @@ pub struct WriteThrough {
 
 pub(crate) struct Engine {
     pub(crate) settings: Settings,
+    /// Where the engine's own tasks run.
+    pub(crate) runtime: Handle,
     pub(crate) cache: Arc<dyn Cache>,
     pub(crate) fence: Arc<dyn Fence>,
     view: Mutex<View>,
@@ -117,17 +122,20 @@ pub(crate) fn new_token() -> Token {
 impl WriteThrough {
     /// Starts the engine: from here on it keeps its view of the epoch current. Returns at once,
     /// whether or not the cache or the fence can be reached; until both are, reads go to the store
-    /// and writes wait for the fence. Must be called within a tokio runtime.
+    /// and writes wait for the fence. Must be called inside of a tokio runtime, in which the engine
+    /// then lives: what that runtime must be is said in [`crate`].
     ///
     /// # Errors
     ///
-    /// [`InvalidSettings`] when the settings contradict what the protocol's safety rests on.
+    /// [`StartError`] when the settings contradict what the protocol's safety rests on, or there is
+    /// no runtime.
     pub fn start(
         settings: Settings,
         cache: Arc<dyn Cache>,
         fence: Arc<dyn Fence>,
-    ) -> Result<Self, InvalidSettings> {
+    ) -> Result<Self, StartError> {
         settings.validate()?;
+        let runtime = runtime::current()?;
         let engine = Arc::new(Engine {
             view: Mutex::new(View {
                 node: Node::new(settings.timing),
@@ -138,6 +146,7 @@ impl WriteThrough {
             lateness: Lateness::watch(),
             proposed: Mutex::default(),
             settings,
+            runtime,
             cache,
             fence,
             changed: watch::Sender::new(0),
@@ -248,7 +257,9 @@ impl WriteThrough {
         {
             return Some(*count);
         }
-        match session.count(&pattern).await {
+        let count = session.count(&pattern);
+        let count = runtime::within(&self.engine.runtime, pin!(count)).await;
+        match count {
             Ok(count) => {
                 *counted = Some((pattern, count, Instant::now()));
                 Some(count)
@@ -290,22 +301,29 @@ impl WriteThrough {
             Consistency::Textbook => String::new(),
             Consistency::Off => return Ok(0),
         };
-        let mut removed = session.clear(&format!("{entity}:*{epochs}")).await?;
+        let clear = async |pattern: String| {
+            runtime::within(&self.engine.runtime, pin!(session.clear(&pattern))).await
+        };
+        let mut removed = clear(format!("{entity}:*{epochs}")).await?;
         if let Some(collection) = collection {
-            removed += session.clear(&format!("{{{collection}}}{epochs}")).await?;
+            removed += clear(format!("{{{collection}}}{epochs}")).await?;
         }
         *self.engine.counted.lock().await = None;
         Ok(removed)
     }
 
     /// Stops the engine: refuses new writes, waits for those under way (for `write_deadline` at
-    /// most), drops the read lease and the cache connection. Reads go on from the store.
+    /// most), drops the read lease and the cache connection. Reads go on from the store. Await it
+    /// before the runtime ends, which would end writes half-way.
     pub async fn shutdown(&self) {
         let engine = &self.engine;
         engine.stopping.send_replace(true);
         let mut writes = engine.writes.subscribe();
-        let done = writes.wait_for(|under_way| *under_way == 0);
-        if timeout(engine.settings.write_deadline, done).await.is_err() {
+        let done = pin!(async {
+            let done = writes.wait_for(|under_way| *under_way == 0);
+            timeout(engine.settings.write_deadline, done).await.is_ok()
+        });
+        if !runtime::within(&engine.runtime, done).await {
             tracing::warn!("writes were still under way when the engine stopped");
         }
         engine.cache.close();

@@ -31,6 +31,7 @@ use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 use super::{Cache, End, Session, SessionWatch};
 use crate::error::CacheError;
 use crate::lateness::Lateness;
+use crate::runtime::{self, NoRuntime};
 
 /// Keys that one step of a walk asks for: about a tenth of a millisecond of the server's time.
 const WALK_BATCH: usize = 128;
@@ -81,6 +82,17 @@ impl fmt::Debug for RedisSettings {
     "not a Redis URL ({0}); allowed: redis://[user:password@]host[:port][/db] or rediss:// for TLS"
 )]
 pub struct InvalidRedisUrl(String);
+
+/// Why connecting could not even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisConnectError {
+    /// The URL is malformed.
+    #[error(transparent)]
+    Url(#[from] InvalidRedisUrl),
+    /// It was not called inside of a runtime.
+    #[error(transparent)]
+    NoRuntime(#[from] NoRuntime),
+}
 
 /// A script and the hash by which a server that has it loaded is told to run it.
 struct Lua {
@@ -153,12 +165,14 @@ pub struct RedisCache {
 
 impl RedisCache {
     /// Starts connecting in the background and returns at once; [`Cache::sessions`] tells when
-    /// there is a session. Must be called within a tokio runtime.
+    /// there is a session. Must be called inside of a tokio runtime, in which the connection then
+    /// lives: what that runtime must be is said in [`crate`].
     ///
     /// # Errors
     ///
-    /// [`InvalidRedisUrl`] when the URL is malformed.
-    pub fn connect(settings: RedisSettings) -> Result<Self, InvalidRedisUrl> {
+    /// [`RedisConnectError`] when the URL is malformed, or there is no runtime.
+    pub fn connect(settings: RedisSettings) -> Result<Self, RedisConnectError> {
+        let runtime = runtime::current()?;
         let reason = |error: RedisError| {
             // Only the fixed description: a detail could repeat a part of the URL.
             InvalidRedisUrl(format!("{:?}", error.kind()))
@@ -188,7 +202,7 @@ impl RedisCache {
             lateness: Lateness::watch(),
         };
         let stopped = stop.clone();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             tokio::select! {
                 () = keeper.keep() => {}
                 () = stopped.notified() => {}
