@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+mod clients;
 mod command;
 mod install;
 mod interrupt;
@@ -49,6 +50,11 @@ const TASKS: &[Task] = &[
         name: "stack",
         about: "bring up the lab's containers and run exercises 1 to 7 there (needs Docker)",
         run: stack::main,
+    },
+    Task {
+        name: "clients",
+        about: "generate clients in other languages and let them use the service (needs Node, Python)",
+        run: clients::main,
     },
     Task {
         name: "torture",

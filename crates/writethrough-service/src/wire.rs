@@ -17,8 +17,11 @@ use crate::item::{Item, Page, Price};
 fn price() -> Object {
     // Generators of Go clients make a number without a format 32 bits wide.
     let go = ExtensionsBuilder::new()
-        .add("x-go-type", "json.Number")
-        .add("x-go-type-import", json!({"path": "encoding/json"}));
+        .add("x-go-type", "exact.Number")
+        .add(
+            "x-go-type-import",
+            json!({"name": "exact", "path": "encoding/json"}),
+        );
     ObjectBuilder::new()
         .schema_type(Type::Number)
         .description(Some(
