@@ -820,7 +820,9 @@ async fn pages_that_load_longer_than_the_wait_are_cached(pair: Pair) {
         hits += u32::from(outcome == ReadOutcome::Hit);
     }
     assert!(hits >= 5, "{hits} hits in 40 reads");
-    assert_eq!(loads.load(Ordering::SeqCst), 1);
+    // One read may have seen the lease just before the page was stored, and come to its turn after.
+    let loads = loads.load(Ordering::SeqCst);
+    assert!(loads <= 2, "{loads} loads");
 }
 
 /// The holder's lease is renewed while its load runs.

@@ -172,7 +172,6 @@ impl RedisCache {
     ///
     /// [`RedisConnectError`] when the URL is malformed, or there is no runtime.
     pub fn connect(settings: RedisSettings) -> Result<Self, RedisConnectError> {
-        let runtime = runtime::current()?;
         let reason = |error: RedisError| {
             // Only the fixed description: a detail could repeat a part of the URL.
             InvalidRedisUrl(format!("{:?}", error.kind()))
@@ -191,6 +190,7 @@ impl RedisCache {
         let database = redis.db();
         let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
         let client = Client::open(info).map_err(reason)?;
+        let runtime = runtime::current()?;
         let (sessions, _) = watch::channel(None);
         let stop = Arc::new(Notify::new());
         let keeper = Keeper {
