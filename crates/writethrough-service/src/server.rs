@@ -255,10 +255,7 @@ async fn migrate(connector: &Connector) {
     let mut reminded: Option<Instant> = None;
     loop {
         let attempt = async {
-            let mut client = connector
-                .connect()
-                .await
-                .map_err(|error| crate::causes::chain(&error))?;
+            let mut client = connector.connect().await?;
             PostgresStore::migrate(&mut client).await
         };
         let reason = match timeout(MIGRATION_TIMEOUT, attempt).await {

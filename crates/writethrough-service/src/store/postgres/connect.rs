@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::fitness::verify;
 use crate::config::{is_host, option_name};
 
 /// The longest that the server works on one statement. The bound on this side is the same.
@@ -143,7 +144,8 @@ impl Connector {
         address(&self.config)
     }
 
-    /// A pool of at most `size` connections, made when they are needed.
+    /// A pool of at most `size` connections, made when they are needed, each of them found fit
+    /// before it is used.
     ///
     /// # Errors
     ///
@@ -157,8 +159,15 @@ impl Connector {
             Some(tls) => Manager::from_config(config, tls.clone(), manager_config),
             None => Manager::from_config(config, NoTls, manager_config),
         };
+        let fit = Hook::async_fn(|client, _| {
+            Box::pin(async {
+                let verified = verify(client).await;
+                verified.map_err(|unfit| HookError::message(unfit.to_string()))
+            })
+        });
         Pool::builder(manager)
             .max_size(size)
+            .post_create(fit)
             .wait_timeout(Some(POOL_WAIT))
             .create_timeout(Some(CONNECT_TIMEOUT * 2))
             .recycle_timeout(Some(POOL_WAIT))
@@ -167,12 +176,22 @@ impl Connector {
             .map_err(|error| crate::causes::chain(&error))
     }
 
-    /// One connection outside of any pool, without a statement timeout: for migrations.
+    /// One connection outside of any pool, found fit and then without a statement timeout: for
+    /// migrations.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    pub async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
+    pub async fn connect(&self) -> Result<Client, String> {
+        let reason = |error: tokio_postgres::Error| crate::causes::chain(&error);
+        let client = self.client().await.map_err(reason)?;
+        verify(&client).await.map_err(|unfit| unfit.to_string())?;
+        let unlimited = client.batch_execute("SET statement_timeout = 0").await;
+        unlimited.map_err(reason)?;
+        Ok(client)
+    }
+
+    async fn client(&self) -> Result<Client, tokio_postgres::Error> {
         let client = match &self.tls {
             Some(tls) => {
                 let (client, connection) = self.config.connect(tls.clone()).await?;
@@ -185,7 +204,6 @@ impl Connector {
                 client
             }
         };
-        client.batch_execute("SET statement_timeout = 0").await?;
         Ok(client)
     }
 }

@@ -18,9 +18,11 @@ use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price};
 
 mod connect;
+mod fitness;
 
 pub use connect::{Connector, check_url, shown_url};
 use connect::{POOL_WAIT, STATEMENT_TIMEOUT};
+pub use fitness::{Unfit, verify};
 
 /// Keeps two nodes from migrating at once; any fixed number that nobody else uses.
 const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6802;

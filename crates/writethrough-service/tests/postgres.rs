@@ -1,0 +1,111 @@
+//! What the service asks of its Postgres, and what it does where it is not as it should be.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use writethrough_service::store::ItemStore;
+use writethrough_service::store::postgres::{Connector, PostgresStore};
+use writethrough_testbed::Testbed;
+
+/// What a pooler does that ignores the parameter `options` of the start of a session.
+async fn pooler_that_drops_options(server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(serve_without_options(client, server));
+        }
+    });
+    address
+}
+
+async fn serve_without_options(mut client: TcpStream, server: SocketAddr) -> std::io::Result<()> {
+    const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
+    let mut server = TcpStream::connect(server).await?;
+    let start = loop {
+        let length = client.read_u32().await? as usize;
+        let mut start = vec![0; length - 4];
+        client.read_exact(&mut start).await?;
+        if !start.starts_with(&SSL_REQUEST) {
+            break start;
+        }
+        client.write_all(b"N").await?;
+    };
+    let (version, parameters) = start.split_at(4);
+    let texts: Vec<&[u8]> = parameters.split(|byte| *byte == 0).collect();
+    let mut kept = version.to_vec();
+    for pair in texts.chunks(2) {
+        if let [name, value] = pair
+            && !name.is_empty()
+            && *name != b"options"
+        {
+            kept.extend([*name, b"\0", *value, b"\0"].concat());
+        }
+    }
+    kept.push(0);
+    server.write_u32(kept.len() as u32 + 4).await?;
+    server.write_all(&kept).await?;
+    tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+    Ok(())
+}
+
+/// A pooler drops `options`, so nothing bounds a statement: a write that waits for a locked row commits
+/// after its announcement has lapsed, and a stale value is served until the TTL.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_what_the_guarantee_rests_on_is_refused_with_the_remedy() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let pooler = pooler_that_drops_options(postgres.addr()).await;
+    let url = postgres
+        .url()
+        .replace(&postgres.port().to_string(), &pooler.port().to_string());
+    let connector = Connector::new(&url, "test").unwrap();
+    let refused = async || {
+        let pool = connector.pool(2).unwrap();
+        let at_start = connector.connect().await.err().unwrap();
+        let of_pool = pool.get().await.err().unwrap().to_string();
+        assert!(of_pool.contains(&at_start), "{of_pool}");
+        let store = PostgresStore::new(&connector, 1).unwrap();
+        let of_store = store.ping().await.unwrap_err().to_string();
+        assert!(of_store.contains(&at_start), "{of_store}");
+        at_start
+    };
+    for (setting, wrong, right) in [
+        ("statement_timeout", "0", "5s"),
+        ("statement_timeout", "24s", "1s"),
+        (
+            "default_transaction_isolation",
+            "serializable",
+            "read committed",
+        ),
+    ] {
+        let set = |value: &str| format!("ALTER ROLE labuser SET {setting} = '{value}'");
+        postgres.run(&set(wrong)).await.unwrap();
+        let reason = refused().await;
+        let remedy = format!("ALTER ROLE the_role_of_the_url SET {setting}");
+        assert!(
+            reason.starts_with(setting) && reason.contains(&remedy),
+            "{reason}"
+        );
+        postgres.run(&set(right)).await.unwrap();
+    }
+    connector.connect().await.unwrap();
+    drop(connector.pool(1).unwrap().get().await.unwrap());
+
+    let create =
+        "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    postgres.run(create).await.unwrap();
+    let (server, _) = postgres
+        .url()
+        .rsplit_once('/')
+        .map(|(a, b)| (a.to_owned(), b.len()))
+        .unwrap();
+    let latin = Connector::new(&format!("{server}/latin"), "test").unwrap();
+    let reason = latin.connect().await.err().unwrap();
+    assert!(reason.contains("server_encoding is LATIN1"), "{reason}");
+}
