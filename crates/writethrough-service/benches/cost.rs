@@ -198,10 +198,7 @@ impl Ground {
 
     /// The guarded update of one of the engine's writes.
     async fn guarded_update(&self, id: i64, epoch: i64) -> Result<(), OpError<Failure>> {
-        let rejected = |error: tokio_postgres::Error| match postgres::is_fenced(&error) {
-            true => OpError::Fenced,
-            false => OpError::Rejected(error.into()),
-        };
+        let failed = |error| postgres::op_error(error).map(Failure::from);
         let value = String::from_utf8_lossy(&self.value).into_owned();
         let client = self
             .pool
@@ -211,12 +208,12 @@ impl Ground {
         let prepared = client
             .prepare_cached(GUARDED_UPDATE)
             .await
-            .map_err(rejected)?;
+            .map_err(failed)?;
         let parameters: [&(dyn ToSql + Sync); 3] = [&id, &value, &epoch];
         client
             .execute(&prepared, &parameters)
             .await
-            .map_err(rejected)?;
+            .map_err(failed)?;
         Ok(())
     }
 

@@ -173,11 +173,7 @@ enum Refusal {
 }
 
 fn refusal(error: OpError<StoreError>) -> OpError<Refusal> {
-    match error {
-        OpError::Fenced => OpError::Fenced,
-        OpError::Rejected(error) => OpError::Rejected(Refusal::Store(error)),
-        OpError::Unknown(error) => OpError::Unknown(Refusal::Store(error)),
-    }
+    error.map(Refusal::Store)
 }
 
 fn done<T>(result: WriteResult<Change<T>>) -> Result<T, OpError<Refusal>> {

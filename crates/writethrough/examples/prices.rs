@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use deadpool_postgres::{Manager, Pool, PoolError};
 use tokio_postgres::NoTls;
-use writethrough::postgres::is_fenced;
+use writethrough::postgres::op_error;
 use writethrough::{
     Commit, Json, Key, OpError, PostgresFence, RedisCache, RedisSettings, Settings, WriteSet,
     WriteThrough,
@@ -26,16 +26,11 @@ async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Resu
                                ON CONFLICT (name) DO UPDATE SET cents = excluded.cents";
             // No connection: nothing was sent, nothing was written.
             let client = pool.get().await.map_err(OpError::Rejected)?;
-            match client
+            client
                 .execute(SQL, &[&guard.parameter(), &name, &cents])
                 .await
-            {
-                Ok(_) => Ok(Commit::new(()).cache(&key, &Json(cents))),
-                Err(error) if is_fenced(&error) => Err(OpError::Fenced),
-                // Postgres answered with an error, so it wrote nothing; otherwise nobody knows.
-                Err(error) if error.as_db_error().is_some() => Err(OpError::Rejected(error.into())),
-                Err(error) => Err(OpError::Unknown(PoolError::Backend(error))),
-            }
+                .map_err(|error| op_error(error).map(PoolError::Backend))?;
+            Ok(Commit::new(()).cache(&key, &Json(cents)))
         }
     });
     write.await?;

@@ -73,6 +73,17 @@ pub enum OpError<E> {
     Unknown(E),
 }
 
+impl<E> OpError<E> {
+    /// The same outcome with another error.
+    pub fn map<F>(self, change: impl FnOnce(E) -> F) -> OpError<F> {
+        match self {
+            Self::Fenced => OpError::Fenced,
+            Self::Rejected(error) => OpError::Rejected(change(error)),
+            Self::Unknown(error) => OpError::Unknown(change(error)),
+        }
+    }
+}
+
 /// A failed cache command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {

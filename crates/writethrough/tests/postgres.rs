@@ -8,15 +8,19 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use support::{Ground, Node, Pair, Store, pool_of, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use writethrough::postgres::UnfitDatabase;
 use writethrough::{
-    Fence, PostgresFence, ReadOutcome, RedisCache, RedisSettings, Settings, WriteThrough,
+    Fence, PostgresFence, ReadOutcome, RedisCache, RedisSettings, Settings, WriteError,
+    WriteThrough,
 };
 use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
@@ -279,6 +283,97 @@ async fn load_or_fail(
         .await
         .map_err(|error| failed(error.to_string()))?;
     Ok(row.map(|row| writethrough::Json(row.get(0))))
+}
+
+/// Passes everything on to a server, except that the answer to each execution of a prepared statement
+/// is an error of the proxy's own: the server has carried the statement out.
+async fn answers_with(error: &'static [&'static str], server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move |client: TcpStream| async move {
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) =
+            TcpStream::connect(server).await.unwrap().into_split();
+        let executed = Arc::new(AtomicBool::new(false));
+        let seen = executed.clone();
+        let forth = async move {
+            let mut bytes = vec![0; 65536];
+            while let Ok(length @ 1..) = from_client.read(&mut bytes).await {
+                // Of the messages here only one that executes begins with Bind.
+                seen.fetch_or(bytes[0] == b'B', Ordering::SeqCst);
+                to_server.write_all(&bytes[..length]).await.unwrap();
+            }
+        };
+        let back = async move {
+            let mut bytes = vec![0; 65536];
+            while let Ok(length @ 1..) = from_server.read(&mut bytes).await {
+                let mut answer = bytes[..length].to_vec();
+                if executed.load(Ordering::SeqCst) {
+                    let fields = format!("{}\0\0", error.join("\0"));
+                    answer = vec![b'E'];
+                    answer.extend((fields.len() as u32 + 4).to_be_bytes());
+                    answer.extend(fields.bytes());
+                    // ReadyForQuery, for those errors that do not end a session.
+                    answer.extend(b"Z\0\0\0\x05I");
+                    to_client.write_all(&answer).await.unwrap();
+                    return;
+                }
+                to_client.write_all(&answer).await.unwrap();
+            }
+        };
+        tokio::join!(forth, back);
+    };
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(serve(client));
+        }
+    });
+    address
+}
+
+/// A server that shuts down, or a pooler that loses it, answers the statement with an error while the
+/// row is committed. Called "refused", the announcement would be taken away at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown() {
+    const ERRORS: [&[&str]; 5] = [
+        &["SFATAL", "VFATAL", "C57P01", "Mterminating connection"],
+        &["SFATAL", "C57P01", "Mfrom a server without the field V"],
+        &["SPANIC", "VPANIC", "C57P02", "Mcrash"],
+        &[
+            "SERROR",
+            "VERROR",
+            "C08P01",
+            "Mserver closed, said the pooler",
+        ],
+        &["SERROR", "VERROR", "C40003", "Mcompletion unknown"],
+    ];
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let postgres = ground.postgres.as_ref().unwrap();
+    let mut node = ground.node().await;
+    for (number, error) in ERRORS.into_iter().enumerate() {
+        let proxy = answers_with(error, postgres.addr()).await;
+        let (old, new) = (postgres.addr().to_string(), proxy.to_string());
+        node.store.pool = Some(pool_of(&postgres.url().replace(&old, &new), 2));
+        let id = format!("row {number}");
+        let outcome = node.write(&id, Some("committed")).await;
+        assert!(
+            matches!(outcome, Err(WriteError::Indeterminate(Some(_)))),
+            "{error:?}: {outcome:?}"
+        );
+        until("the row is there", async || {
+            in_store(postgres, &id).await.is_some()
+        })
+        .await;
+    }
+    let error = &["SERROR", "VERROR", "C23505", "Mduplicate key"];
+    let proxy = answers_with(error, postgres.addr()).await;
+    let (old, new) = (postgres.addr().to_string(), proxy.to_string());
+    node.store.pool = Some(pool_of(&postgres.url().replace(&old, &new), 2));
+    let outcome = node.write("refused", Some("x")).await;
+    assert!(
+        matches!(outcome, Err(WriteError::Rejected(_))),
+        "{outcome:?}"
+    );
 }
 
 async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {

@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 use writethrough_protocol::{Epoch, EpochRow, HistoryId, Mode, Proposal, ServerId, Sighting};
 
 use super::{Fence, Guard};
-use crate::error::{FenceError, Fenced};
+use crate::error::{FenceError, Fenced, OpError};
 
 mod schema {
     refinery::embed_migrations!("migrations");
@@ -38,6 +38,59 @@ pub fn is_fenced(error: &tokio_postgres::Error) -> bool {
     error
         .code()
         .is_some_and(|code| code.code() == FENCED_SQLSTATE)
+}
+
+/// Sorts the error of a writing statement, or of a commit, by what it says about the effect. It may have
+/// come from Postgres or from a pooler in front of it.
+///
+/// - [`OpError::Fenced`]: the guard refused.
+/// - [`OpError::Rejected`]: the server answered that the statement failed, so nothing was written.
+/// - [`OpError::Unknown`]: everything else. An answer that ends the session (`FATAL`, `PANIC`), or that is
+///   about the connection (SQLSTATE class 08) or an unknown completion (40003), may have come while the
+///   commit was under way; and no answer says nothing.
+///
+/// For statements that were sent. That no connection could be had is [`OpError::Rejected`].
+///
+/// Source: PostgreSQL's documentation, "Message Severity Levels" and "PostgreSQL Error Codes".
+#[must_use]
+pub fn op_error(error: tokio_postgres::Error) -> OpError<tokio_postgres::Error> {
+    if is_fenced(&error) {
+        return OpError::Fenced;
+    }
+    let without_effect = error.as_db_error().is_some_and(|answer| {
+        let ended = match answer.parsed_severity() {
+            Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+            None => matches!(answer.severity(), "FATAL" | "PANIC"),
+        };
+        let code = answer.code().code();
+        !ended && !code.starts_with("08") && code != "40003"
+    });
+    if without_effect {
+        OpError::Rejected(error)
+    } else {
+        OpError::Unknown(error)
+    }
+}
+
+/// Whether a statement failed only because it was prepared before the schema changed, or on another
+/// connection of a pooler. It had no effect; prepared anew, on another connection, it may work.
+#[must_use]
+pub fn is_stale_statement(error: &tokio_postgres::Error) -> bool {
+    let Some(answer) = error.as_db_error() else {
+        return false;
+    };
+    match answer.code().code() {
+        // No such prepared statement, and one of that name already.
+        "26000" | "42P05" => true,
+        // "cached plan must not change result type"; the code has other uses.
+        "0A000" => {
+            answer.routine() == Some("RevalidateCachedQuery")
+                || answer.message().contains("cached plan")
+        }
+        // "cache lookup failed for type 16421": dropped since.
+        "XX000" => answer.message().starts_with("cache lookup failed"),
+        _ => false,
+    }
 }
 
 /// The schema could not be installed.
@@ -237,14 +290,17 @@ impl PostgresFence {
         let Some(client) = &lent.0 else {
             return Ok(None);
         };
-        let prepared = client
-            .prepare_typed_cached(statement, types)
-            .await
-            .map_err(failed)?;
-        let row = client
-            .query_opt(&prepared, parameters)
-            .await
-            .map_err(failed)?;
+        let row = async {
+            let prepared = client.prepare_typed_cached(statement, types).await?;
+            client.query_opt(&prepared, parameters).await
+        };
+        let row = row.await.map_err(|error| {
+            // The connection is thrown away; the others must not fail in their turn.
+            if is_stale_statement(&error) {
+                self.pool.manager().statement_caches.clear();
+            }
+            failed(error)
+        })?;
         lent.give_back();
         Ok(row)
     }

@@ -123,11 +123,9 @@ impl Store {
                 client.execute(delete, &[&epoch, &key]).await
             }
         };
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) if postgres::is_fenced(&error) => Err(OpError::Fenced),
-            Err(error) => Err(OpError::Rejected(failed(error))),
-        }
+        result
+            .map(drop)
+            .map_err(|error| postgres::op_error(error).map(failed))
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
+use writethrough::postgres::{is_stale_statement, op_error};
 use writethrough::{Guard, OpError, PostgresFence};
 
 use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
@@ -118,12 +119,6 @@ impl Lent {
     fn give_back(mut self) {
         self.0.take();
     }
-
-    fn throw_away(mut self) {
-        if let Some(object) = self.0.take() {
-            drop(Object::take(object));
-        }
-    }
 }
 
 impl Drop for Lent {
@@ -138,8 +133,12 @@ impl Drop for Lent {
 enum Failure {
     /// It was never sent.
     NotSent(StoreError),
+    /// The guard refused.
+    Fenced,
     /// The server answered with an error, so it had no effect.
-    Refused(Box<tokio_postgres::Error>),
+    Refused(StoreError),
+    /// The server answered that it has no such prepared statement any more: it had no effect.
+    Stale(StoreError),
     /// It was sent, and then the connection was lost.
     Lost(StoreError),
     /// It was sent, and there was no answer in time.
@@ -240,6 +239,7 @@ impl PostgresStore {
         {
             Ok(Ok(prepared)) => prepared,
             // Preparing has no effect, whatever became of it.
+            Ok(Err(error)) if is_stale_statement(&error) => return Err(self.stale(&error)),
             Ok(Err(error)) => {
                 let failure = failure_of(&error);
                 return Err(Failure::NotSent(StoreError::from_source(failure, &error)));
@@ -251,19 +251,48 @@ impl PostgresStore {
                 lent.give_back();
                 Ok(rows)
             }
-            Ok(Err(error)) if refused(&error) => {
-                if wants_another_connection(&error) {
-                    lent.throw_away();
-                } else {
+            Ok(Err(error)) if is_stale_statement(&error) => Err(self.stale(&error)),
+            Ok(Err(error)) => match op_error(error) {
+                OpError::Fenced => {
                     lent.give_back();
+                    Err(Failure::Fenced)
                 }
-                Err(Failure::Refused(Box::new(error)))
-            }
-            Ok(Err(error)) => Err(Failure::Lost(StoreError::from_source(
-                StoreFailure::Unavailable,
-                &error,
-            ))),
+                OpError::Rejected(error) => {
+                    if !wants_another_connection(&error) {
+                        lent.give_back();
+                    }
+                    let failure = failure_of(&error);
+                    Err(Failure::Refused(StoreError::from_source(failure, &error)))
+                }
+                OpError::Unknown(error) => Err(Failure::Lost(StoreError::from_source(
+                    StoreFailure::Unavailable,
+                    &error,
+                ))),
+            },
             Err(_) => Err(Failure::Unanswered(no_answer())),
+        }
+    }
+
+    /// Forgets what was prepared on every connection: when one is stale, the others will be, too.
+    fn stale(&self, error: &tokio_postgres::Error) -> Failure {
+        self.pool.manager().statement_caches.clear();
+        Failure::Stale(StoreError::from_source(StoreFailure::Unavailable, error))
+    }
+
+    /// Runs a statement, once more on another connection if it had no effect for want of its
+    /// preparation.
+    async fn query(
+        &self,
+        statement: &str,
+        types: &[Type],
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        match self.query_once(statement, types, parameters).await {
+            Err(Failure::Stale(error)) => {
+                tracing::debug!("a statement is prepared anew: {error}");
+                self.query_once(statement, types, parameters).await
+            }
+            result => result,
         }
     }
 
@@ -275,22 +304,18 @@ impl PostgresStore {
         types: &[Type],
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, StoreError> {
-        let mut again = true;
-        loop {
-            let failure = match self.query_once(statement, types, parameters).await {
-                Ok(rows) => return Ok(rows),
-                Err(failure) => failure,
-            };
-            match failure {
-                Failure::Lost(_) if again => again = false,
-                Failure::NotSent(error) | Failure::Lost(error) | Failure::Unanswered(error) => {
-                    return Err(error);
-                }
-                Failure::Refused(error) => {
-                    return Err(StoreError::from_source(failure_of(&error), error.as_ref()));
-                }
-            }
+        let mut result = self.query(statement, types, parameters).await;
+        if let Err(Failure::Lost(_)) = result {
+            result = self.query(statement, types, parameters).await;
         }
+        result.map_err(|failure| match failure {
+            Failure::NotSent(error)
+            | Failure::Refused(error)
+            | Failure::Stale(error)
+            | Failure::Lost(error)
+            | Failure::Unanswered(error) => error,
+            Failure::Fenced => StoreError::new(StoreFailure::Internal, "a read was fenced"),
+        })
     }
 
     async fn write(
@@ -304,17 +329,14 @@ impl PostgresStore {
         } else {
             statement.with_guard
         };
-        self.query_once(text, statement.types, parameters)
+        self.query(text, statement.types, parameters)
             .await
             .map_err(|failure| match failure {
-                Failure::NotSent(error) => OpError::Rejected(error),
+                Failure::Fenced => OpError::Fenced,
+                Failure::NotSent(error) | Failure::Refused(error) | Failure::Stale(error) => {
+                    OpError::Rejected(error)
+                }
                 Failure::Lost(error) | Failure::Unanswered(error) => OpError::Unknown(error),
-                Failure::Refused(error) if writethrough::postgres::is_fenced(&error) => {
-                    OpError::Fenced
-                }
-                Failure::Refused(error) => {
-                    OpError::Rejected(StoreError::from_source(failure_of(&error), error.as_ref()))
-                }
             })
     }
 }
@@ -327,19 +349,6 @@ fn no_answer() -> StoreError {
             STATEMENT_TIMEOUT.as_secs()
         ),
     )
-}
-
-/// Whether the server said that the statement had no effect. A fatal error ends the connection, also
-/// while a commit is under way, so it says nothing.
-fn refused(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|error| {
-        use tokio_postgres::error::Severity::{Fatal, Panic};
-        let ended = match error.parsed_severity() {
-            Some(severity) => matches!(severity, Fatal | Panic),
-            None => matches!(error.severity(), "FATAL" | "PANIC"),
-        };
-        !ended && !error.code().code().starts_with("08")
-    })
 }
 
 /// Whether the server is now a replica: a connection to it is of no more use.
