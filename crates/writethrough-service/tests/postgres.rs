@@ -6,11 +6,14 @@ mod support;
 
 use std::net::SocketAddr;
 
+use support::{Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use writethrough::Consistency;
+use writethrough_service::config::{CacheBackend, Config, Database};
 use writethrough_service::store::ItemStore;
 use writethrough_service::store::postgres::{Connector, PostgresStore};
-use writethrough_testbed::Testbed;
+use writethrough_testbed::{Postgres, Testbed};
 
 /// What a pooler does that ignores the parameter `options` of the start of a session.
 async fn pooler_that_drops_options(server: SocketAddr) -> SocketAddr {
@@ -108,4 +111,57 @@ async fn a_connection_without_what_the_guarantee_rests_on_is_refused_with_the_re
     let latin = Connector::new(&format!("{server}/latin"), "test").unwrap();
     let reason = latin.connect().await.err().unwrap();
     assert!(reason.contains("server_encoding is LATIN1"), "{reason}");
+}
+
+const BODY: &str = r#"{"name": "Lamp", "price": 24.50}"#;
+
+async fn ready(postgres: &Postgres, consistency: Consistency) -> Service {
+    let service = Service::start(Config {
+        consistency,
+        ..config(Database::Postgres(postgres.url()), CacheBackend::InProcess)
+    })
+    .await;
+    until("the service is ready", async || {
+        (service.get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
+    if consistency == Consistency::Strict {
+        return service.cached().await;
+    }
+    service
+}
+
+/// Every connection of the pool keeps a plan for the old type of the column.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_whose_type_changes_costs_no_request() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let service = ready(&postgres, Consistency::Off).await;
+    let path = service.create("Lamp").await;
+    let all = async || {
+        let requests = (0..8).map(|number| {
+            let (client, path) = (service.client.clone(), path.clone());
+            async move {
+                let answer = match number % 3 {
+                    0 => client.get(&path).await,
+                    1 => client.get("/items").await,
+                    _ => client.put(&path, BODY).await,
+                };
+                (answer.status.as_u16(), answer.text())
+            }
+        });
+        for (status, text) in futures::future::join_all(requests).await {
+            assert_eq!(status, 200, "{text}");
+        }
+    };
+    for _ in 0..3 {
+        all().await;
+    }
+    for digits in [12, 14] {
+        let alter = format!("ALTER TABLE items ALTER price TYPE numeric({digits}, 2)");
+        postgres.run(&alter).await.unwrap();
+        all().await;
+    }
+    assert_eq!(service.post("/items", BODY).await.status, 201);
+    service.running.shutdown().await;
 }
