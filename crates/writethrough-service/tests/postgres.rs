@@ -5,6 +5,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use support::{Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -164,4 +165,46 @@ async fn a_column_whose_type_changes_costs_no_request() {
     }
     assert_eq!(service.post("/items", BODY).await.status, 201);
     service.running.shutdown().await;
+}
+
+/// A provider's guard of the disk does this; the server is still the primary.
+/// Without its row, or without its schema, no epoch can be had until somebody mends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_epoch_row_a_write_is_refused_at_once() {
+    for damage in [
+        "DELETE FROM writethrough.epoch",
+        "DROP SCHEMA writethrough CASCADE",
+    ] {
+        let testbed = Testbed::new().await.unwrap();
+        let postgres = testbed.postgres().await.unwrap();
+        let service = ready(&postgres, Consistency::Strict).await;
+        let path = service.create("Lamp").await;
+        postgres.run(damage).await.unwrap();
+        for _ in 0..2 {
+            let begun = Instant::now();
+            service.put(&path, BODY).await.problem(503, "unavailable");
+            assert!(
+                begun.elapsed() < Duration::from_secs(2),
+                "{:?}",
+                begun.elapsed()
+            );
+            // The second time the poll has seen it, too.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(service.get(&path).await.status, 200);
+        let connector = Connector::new(&postgres.url(), "test").unwrap();
+        let mut client = connector.connect().await.unwrap();
+        let at_start = PostgresStore::migrate(&mut client).await.unwrap_err();
+        assert!(at_start.contains("DROP TABLE"), "{at_start}");
+
+        let remedy =
+            "DROP SCHEMA IF EXISTS writethrough CASCADE; DROP TABLE writethrough_schema_history";
+        postgres.run(remedy).await.unwrap();
+        PostgresStore::migrate(&mut client).await.unwrap();
+        until("writes succeed", async || {
+            (service.put(&path, BODY).await.status == 200).then_some(())
+        })
+        .await;
+        service.running.shutdown().await;
+    }
 }

@@ -61,6 +61,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(writethrough.lock_id());
     SELECT number, system_identifier = cluster AND timeline = writethrough.timeline()
     INTO found, in_its_history FROM writethrough.epoch;
+    IF found IS NULL THEN
+        RAISE EXCEPTION 'the epoch row is missing' USING ERRCODE = 'WT002';
+    END IF;
     IF found IS DISTINCT FROM expected THEN
         RAISE EXCEPTION 'epoch % is over', expected USING ERRCODE = 'WT001';
     END IF;

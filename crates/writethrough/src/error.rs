@@ -24,6 +24,10 @@ pub enum Unavailable {
     /// The fence (the database's epoch row) has not been reachable, so no epoch is active.
     #[error("the epoch could not be read or changed in time")]
     Fence,
+    /// The fence cannot be used until somebody mends it: its row or its schema is gone, a permission is
+    /// missing, or the database cannot guard writes. Carries the reason.
+    #[error("the epoch row cannot be used: {0}")]
+    FenceBroken(String),
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
@@ -98,10 +102,16 @@ pub enum CacheError {
     Command(String),
 }
 
-/// A failed operation on the fence.
+/// A failed operation on the fence, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("fence: {0}")]
-pub struct FenceError(pub String);
+pub enum FenceError {
+    /// It is away or busy: trying again may help.
+    #[error("fence: {0}")]
+    Away(String),
+    /// It answers, and cannot be used until somebody mends it: a write must not wait for it.
+    #[error("fence: {0}")]
+    Broken(String),
+}
 
 /// The epoch moved on before the write began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -148,6 +148,10 @@ pub struct Status {
     pub connected: bool,
     /// Why the last poll of the epoch row failed; none when it succeeded.
     pub fence_error: Option<String>,
+    /// Why this node cannot change the epoch row, though it can read it (a missing permission, a database
+    /// that turned read-only): it follows the epochs of other nodes and makes none. None when the last
+    /// change was not refused.
+    pub refused_change: Option<String>,
     /// How long ago the poll began that gave the current read lease; none without a valid one.
     pub lease_age: Option<Duration>,
     /// Why the epoch row that was read last is not believed; none when it is.

@@ -96,9 +96,11 @@ async fn poll_epochs(engine: Arc<Engine>) {
                 act(&engine, &sighting, lost_at).await;
             }
             Err(error) => {
-                *engine.fence_error() = Some(error.to_string());
+                *engine.fence_error() = Some(error.clone());
                 if told.as_ref() != Some(&error) {
                     tracing::warn!("the epoch row cannot be used: {error}");
+                    // Writes that wait for an epoch must not wait for one that is not to come.
+                    engine.change(|_| {});
                     told = Some(error);
                 }
             }
@@ -120,7 +122,7 @@ async fn bounded<T>(
 ) -> Result<T, FenceError> {
     timeout(bound, work)
         .await
-        .unwrap_or_else(|_| Err(FenceError(format!("no reply in {bound:?}"))))
+        .unwrap_or_else(|_| Err(FenceError::Away(format!("no reply in {bound:?}"))))
 }
 
 fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protocol::Monotonic>) {
@@ -169,13 +171,13 @@ async fn act(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>
         (node.should_settle(now), node.proposal(sighting, now))
     };
     if let Some(epoch) = settle
-        && let Err(error) = bounded(PROPOSE_TIMEOUT, engine.fence.mark_settled(epoch)).await
+        && let Err(error) = changing(engine, engine.fence.mark_settled(epoch)).await
     {
         tracing::debug!("marking epoch {epoch} settled failed, the next poll tries again: {error}");
     }
     // A connection that is replaced at once was a blip: nothing is lost that was not retried.
     let lost = lost_at.is_some_and(|at| at.elapsed() >= engine.settings.reconnect_grace);
-    if lost && let Err(error) = bounded(PROPOSE_TIMEOUT, engine.fence.report_trouble()).await {
+    if lost && let Err(error) = changing(engine, engine.fence.report_trouble()).await {
         tracing::debug!("reporting trouble failed, the next poll tries again: {error}");
     }
     let Some(proposal) = proposal else {
@@ -224,8 +226,35 @@ fn say_why(engine: &Engine, epoch: Epoch, reason: String) {
     }
 }
 
+/// Bounds a change of the epoch row, and says once when the fence does not allow it.
+async fn changing<T>(
+    engine: &Engine,
+    change: impl Future<Output = Result<T, FenceError>>,
+) -> Result<T, FenceError> {
+    let result = bounded(PROPOSE_TIMEOUT, change).await;
+    let refused = match &result {
+        Ok(_) => None,
+        Err(error @ FenceError::Broken(_)) => Some(error.clone()),
+        // It says nothing about what is allowed.
+        Err(FenceError::Away(_)) => return result,
+    };
+    let mut told = engine
+        .refused_change
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if *told != refused {
+        match &refused {
+            Some(error) => tracing::warn!("this node cannot change the epoch row: {error}"),
+            None => tracing::info!("this node can change the epoch row again"),
+        }
+        *told = refused;
+    }
+    drop(told);
+    result
+}
+
 async fn propose(engine: &Engine, proposal: &Proposal) -> Result<(), FenceError> {
-    let sighting = bounded(PROPOSE_TIMEOUT, engine.fence.propose(proposal)).await?;
+    let sighting = changing(engine, engine.fence.propose(proposal)).await?;
     saw(engine, &sighting, None);
     // The answer to a proposal gives no lease; the poll that it asks for does.
     engine.poll_now.notify_one();

@@ -235,7 +235,7 @@ impl Engine {
             let permit = self
                 .write_permit(deadline)
                 .await
-                .ok_or(WriteError::Unavailable(Unavailable::Fence))?;
+                .ok_or_else(|| self.no_epoch())?;
             let (epoch, announced) = match permit {
                 Permit::Bypass(epoch) => (epoch, None),
                 Permit::Leave(epoch) => {
@@ -308,7 +308,7 @@ impl Engine {
                     }
                     self.poll_now.notify_one();
                     if !self.wait_until(deadline, |number| number > epoch).await {
-                        return Err(WriteError::Unavailable(Unavailable::Fence));
+                        return Err(self.no_epoch());
                     }
                 }
                 AfterWrite::LeaveIntents => {
@@ -316,6 +316,14 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Why no epoch could be had in time.
+    fn no_epoch<E>(&self) -> WriteError<E> {
+        WriteError::Unavailable(match self.fence_broken() {
+            Some(reason) => Unavailable::FenceBroken(reason),
+            None => Unavailable::Fence,
+        })
     }
 
     /// Runs the operation within its bound and sorts its outcome.
@@ -360,7 +368,8 @@ impl Engine {
                 (WritePermit::Wait(Some(active_at)), _) => clock::wake_at(active_at),
                 (WritePermit::Wait(None), _) => deadline,
             };
-            if Instant::now() >= deadline {
+            let waits = matches!(permit, WritePermit::Wait(_));
+            if Instant::now() >= deadline || (waits && self.fence_broken().is_some()) {
                 return None;
             }
             // Whether it changed or the time came: look again.
@@ -382,6 +391,9 @@ impl Engine {
         let mut changed = self.changed.subscribe();
         let reached = || self.view().node.row().is_some_and(|row| test(row.number));
         while !reached() {
+            if self.fence_broken().is_some() {
+                return false;
+            }
             if timeout_at(deadline, changed.changed()).await.is_err() {
                 return reached();
             }

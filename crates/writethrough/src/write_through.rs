@@ -13,7 +13,7 @@ use writethrough_protocol::{Epoch, Mode, Node, Token};
 
 use crate::cache::{Cache, Session};
 use crate::clock;
-use crate::error::{CacheError, StartError};
+use crate::error::{CacheError, FenceError, StartError};
 use crate::fence::Fence;
 use crate::key::Collection;
 use crate::lateness::Lateness;
@@ -50,7 +50,9 @@ pub(crate) struct Engine {
     pub(crate) proposed: Mutex<Option<Proposed>>,
     pub(crate) counters: Counters,
     /// Why the epoch row cannot be used; `None` when it can.
-    fence_error: Mutex<Option<String>>,
+    fence_error: Mutex<Option<FenceError>>,
+    /// Why the fence refuses every change of the epoch; `None` when it does not.
+    pub(crate) refused_change: Mutex<Option<FenceError>>,
     /// Writes under way; shutdown waits for them.
     pub(crate) writes: watch::Sender<usize>,
     pub(crate) stopping: watch::Sender<bool>,
@@ -64,6 +66,11 @@ pub(crate) struct View {
     /// What the keys of the node's epoch end in.
     pub(crate) suffix: Arc<str>,
     pub(crate) session: Option<Arc<dyn Session>>,
+}
+
+fn reason(error: &Mutex<Option<FenceError>>) -> Option<String> {
+    let error = error.lock().unwrap_or_else(PoisonError::into_inner);
+    error.as_ref().map(ToString::to_string)
 }
 
 /// A bypass that this node has proposed.
@@ -86,10 +93,18 @@ impl Engine {
         answer
     }
 
-    pub(crate) fn fence_error(&self) -> MutexGuard<'_, Option<String>> {
+    pub(crate) fn fence_error(&self) -> MutexGuard<'_, Option<FenceError>> {
         self.fence_error
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the fence cannot be used until somebody mends it.
+    pub(crate) fn fence_broken(&self) -> Option<String> {
+        match &*self.fence_error() {
+            Some(FenceError::Broken(reason)) => Some(reason.clone()),
+            _ => None,
+        }
     }
 
     pub(crate) fn holds_lease(&self, epoch: Epoch) -> bool {
@@ -153,7 +168,8 @@ impl WriteThrough {
             poll_now: Notify::new(),
             proposing: tokio::sync::Mutex::new(()),
             counters: Counters::default(),
-            fence_error: Mutex::new(Some("it has not been read yet".to_owned())),
+            fence_error: Mutex::new(Some(FenceError::Away("it has not been read yet".into()))),
+            refused_change: Mutex::new(None),
             writes: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             counted: tokio::sync::Mutex::new(None),
@@ -205,7 +221,8 @@ impl WriteThrough {
                 .as_ref()
                 .map(|session| session.server().to_string()),
             connected: view.session.is_some(),
-            fence_error: engine.fence_error().clone().filter(|_| strict),
+            fence_error: reason(&engine.fence_error).filter(|_| strict),
+            refused_change: reason(&engine.refused_change),
             lease_age,
             astray: view.node.astray(),
             proposed_bypass: engine

@@ -68,7 +68,7 @@ impl Fence for LocalFence {
     async fn propose(&self, proposal: &Proposal) -> Result<Sighting, FenceError> {
         let mut row = timeout(PROPOSE_WAIT, self.row.write())
             .await
-            .map_err(|_| FenceError("a write under way holds the epoch".into()))?;
+            .map_err(|_| FenceError::Away("a write under way holds the epoch".into()))?;
         if let Some(next) = proposal.apply(&row, new_history) {
             if next.mode == Mode::Bypass {
                 self.trouble_now();
@@ -81,7 +81,7 @@ impl Fence for LocalFence {
     async fn mark_settled(&self, epoch: Epoch) -> Result<(), FenceError> {
         let mut row = timeout(PROPOSE_WAIT, self.row.write())
             .await
-            .map_err(|_| FenceError("a write under way holds the epoch".into()))?;
+            .map_err(|_| FenceError::Away("a write under way holds the epoch".into()))?;
         *row = row.clone().settle(epoch);
         Ok(())
     }

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_postgres::{Object, Pool};
+use deadpool_postgres::{HookError, Object, Pool, PoolError};
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
@@ -29,6 +29,8 @@ mod schema {
 
 /// The SQLSTATE with which `writethrough.guard` refuses.
 pub const FENCED_SQLSTATE: &str = "WT001";
+/// The SQLSTATE with which `writethrough.guard` says that there is no epoch row.
+const MISSING_SQLSTATE: &str = "WT002";
 /// Keeps two nodes from migrating at once; any fixed number that nobody else uses.
 const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6801;
 
@@ -102,6 +104,9 @@ pub enum MigrateError {
     /// A migration failed, or the installed ones differ from those of this version.
     #[error("migration: {0}")]
     Migration(#[from] refinery::Error),
+    /// The schema was installed, and what it needs is gone.
+    #[error("{MISSING}")]
+    Missing,
 }
 
 /// The database cannot guard writes.
@@ -123,6 +128,10 @@ pub enum UnfitDatabase {
     #[error("its locks could not be tested")]
     Untested(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
+
+/// What to do about a row or a schema that somebody has removed. All nodes may go on running.
+const MISSING: &str = "the epoch row is missing; run `DROP SCHEMA IF EXISTS writethrough CASCADE; \
+     DROP TABLE IF EXISTS writethrough_schema_history` and start a node, which makes it anew";
 
 /// How long the lock of the self-test is waited for, in vain.
 const SELF_TEST_WAIT: Duration = Duration::from_millis(20);
@@ -152,8 +161,44 @@ impl Drop for Lent {
     }
 }
 
-fn failed(error: impl std::error::Error) -> FenceError {
-    FenceError(describe(&error))
+fn failed(error: impl std::error::Error + 'static) -> FenceError {
+    let reason = describe(&error);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = cause {
+        // What its owner found on a new connection, unlike that there is none.
+        let unfit = matches!(
+            error.downcast_ref::<PoolError>(),
+            Some(PoolError::PostCreateHook(HookError::Message(_)))
+        );
+        if unfit || error.downcast_ref().is_some_and(needs_mending) {
+            return FenceError::Broken(reason);
+        }
+        cause = error.source();
+    }
+    FenceError::Away(reason)
+}
+
+/// Whether the server answered with something that does not go away by itself.
+fn needs_mending(error: &tokio_postgres::Error) -> bool {
+    let refused = [
+        SqlState::INSUFFICIENT_PRIVILEGE,
+        SqlState::READ_ONLY_SQL_TRANSACTION,
+    ];
+    is_missing(error) || error.code().is_some_and(|code| refused.contains(code))
+}
+
+/// Whether a statement failed because the epoch row, or what belongs to it, is gone.
+#[must_use]
+pub fn is_missing(error: &tokio_postgres::Error) -> bool {
+    let gone = [
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::INVALID_SCHEMA_NAME,
+    ];
+    error
+        .code()
+        .is_some_and(|code| code.code() == MISSING_SQLSTATE || gone.contains(code))
 }
 
 fn describe(error: &dyn std::error::Error) -> String {
@@ -244,12 +289,16 @@ impl PostgresFence {
             return Ok(());
         }
         if self.pool.status().max_size < 2 {
-            return Err(FenceError("its pool needs two connections".into()));
+            return Err(FenceError::Broken("its pool needs two connections".into()));
         }
         let mut holder = Lent(Some(self.pool.get().await.map_err(failed)?));
         let mut waiter = Lent(Some(self.pool.get().await.map_err(failed)?));
         if let (Some(holder), Some(waiter)) = (&mut holder.0, &mut waiter.0) {
-            Self::self_test(holder, waiter).await.map_err(failed)?;
+            let passed = Self::self_test(holder, waiter).await;
+            passed.map_err(|unfit| match unfit {
+                UnfitDatabase::Untested(_) => failed(unfit),
+                _ => FenceError::Broken(unfit.to_string()),
+            })?;
         }
         holder.give_back();
         waiter.give_back();
@@ -277,7 +326,15 @@ impl PostgresFence {
             .execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK])
             .await?;
         migrated?;
-        Ok(())
+        match client
+            .query_opt("SELECT FROM writethrough.row_seen", &[])
+            .await
+        {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(MigrateError::Missing),
+            Err(error) if is_missing(&error) => Err(MigrateError::Missing),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn query(
@@ -299,6 +356,9 @@ impl PostgresFence {
             if is_stale_statement(&error) {
                 self.pool.manager().statement_caches.clear();
             }
+            if is_missing(&error) {
+                return FenceError::Broken(format!("{MISSING} ({})", describe(&error)));
+            }
             failed(error)
         })?;
         lent.give_back();
@@ -314,7 +374,7 @@ impl PostgresFence {
         let row = self
             .query(statement, types, parameters)
             .await?
-            .ok_or_else(|| FenceError("the epoch row is missing; run the migrations".into()))?;
+            .ok_or_else(|| FenceError::Broken(MISSING.to_owned()))?;
         let number: i64 = row.try_get(0).map_err(failed)?;
         let cached_on: Option<String> = row.try_get(1).map_err(failed)?;
         let settled: bool = row.try_get(2).map_err(failed)?;

@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
-use writethrough::postgres::{is_stale_statement, op_error};
+use writethrough::postgres::{is_missing, is_stale_statement, op_error};
 use writethrough::{Guard, OpError, PostgresFence};
 
 use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
@@ -364,6 +364,8 @@ fn failure_of(error: &tokio_postgres::Error) -> StoreFailure {
         // Connection, resources, operator intervention, transaction rollback, system error.
         "08" | "53" | "57" | "40" | "58" | "55" => StoreFailure::Unavailable,
         _ if wants_another_connection(error) => StoreFailure::Unavailable,
+        // Tables, functions or the epoch row are gone: no request is at fault, and it may be mended.
+        _ if is_missing(error) => StoreFailure::Unavailable,
         // Authentication, an unknown database: a matter of the server's configuration, not of the
         // request.
         "28" | "3D" => StoreFailure::Unavailable,
