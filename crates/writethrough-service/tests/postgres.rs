@@ -7,7 +7,7 @@ mod support;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use support::{Service, config, until};
+use support::{SAMPLE, Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use writethrough::Consistency;
@@ -168,6 +168,48 @@ async fn a_column_whose_type_changes_costs_no_request() {
 }
 
 /// A provider's guard of the disk does this; the server is still the primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_turns_read_only_still_answers_reads() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let read_only = async |value: &str| {
+        let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+        postgres.run(&set).await.unwrap();
+        postgres.run("SELECT pg_reload_conf()").await.unwrap();
+    };
+    for consistency in [Consistency::Off, Consistency::Strict] {
+        let service = ready(&postgres, consistency).await;
+        let sample = format!("/items/{SAMPLE}");
+        read_only("on").await;
+        let refused = until("writes are refused", async || {
+            let answer = service.put(&sample, BODY).await;
+            (answer.status != 200).then_some(answer)
+        })
+        .await;
+        refused.problem(503, "unavailable");
+        // New connections as well as old ones.
+        postgres.terminate_connections().await.unwrap();
+        let begun = Instant::now();
+        service.put(&sample, BODY).await.problem(503, "unavailable");
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            begun.elapsed()
+        );
+        for _ in 0..10 {
+            assert_eq!(service.get(&sample).await.status, 200);
+            assert_eq!(service.get("/items").await.status, 200);
+        }
+        assert_eq!(service.get("/readyz").await.status, 200);
+        read_only("off").await;
+        until("writes succeed", async || {
+            (service.put(&sample, BODY).await.status == 200).then_some(())
+        })
+        .await;
+        service.running.shutdown().await;
+    }
+}
+
 /// Without its row, or without its schema, no epoch can be had until somebody mends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_epoch_row_a_write_is_refused_at_once() {
@@ -206,5 +248,41 @@ async fn without_the_epoch_row_a_write_is_refused_at_once() {
         })
         .await;
         service.running.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_hangs_does_not_keep_the_others_from_being_used() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    // It accepts, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    let alive = postgres.addr();
+    // No answer to a SYN: TEST-NET-1, RFC 5737.
+    for dead in [
+        format!("127.0.0.1:{silent_port}"),
+        "192.0.2.1:5432".to_owned(),
+    ] {
+        let url = postgres
+            .url()
+            .replace(&alive.to_string(), &format!("{dead},{dead},{alive}"));
+        let connector = Connector::new(&url, "test").unwrap();
+        connector.connect().await.unwrap();
+        let store = PostgresStore::new(&connector, 4).unwrap();
+        until("the good host is found", async || {
+            store.ping().await.is_ok().then_some(())
+        })
+        .await;
+        // Remembered: no further connection waits for the dead ones.
+        let begun = Instant::now();
+        for _ in 0..10 {
+            drop(connector.connect().await.unwrap());
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 }

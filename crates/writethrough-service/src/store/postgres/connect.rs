@@ -5,19 +5,23 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::fitness::verify;
+use super::hosts::Hosts;
 use crate::config::{is_host, option_name};
 
 /// The longest that the server works on one statement. The bound on this side is the same.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest wait for a connection, made or free.
 pub(super) const POOL_WAIT: Duration = Duration::from_secs(1);
-/// The longest that making a connection takes.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest that one address may take to accept a connection; a name may have several.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(450);
+/// The longest that making a connection takes, over all hosts.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Options of a URL whose values the service sets itself: a request must not wait for longer.
 const OWN_BOUNDS: &[&str] = &[
@@ -33,7 +37,7 @@ const OWN_BOUNDS: &[&str] = &[
 #[derive(Clone)]
 pub struct Connector {
     config: Config,
-    tls: Option<MakeRustlsConnect>,
+    hosts: Hosts,
     unused: Vec<&'static str>,
 }
 
@@ -120,14 +124,14 @@ impl Connector {
             .keepalives_interval(Duration::from_secs(3))
             .keepalives_retries(3)
             .tcp_user_timeout(Duration::from_secs(10))
-            // After a failover the old primary may live on as a replica; it must not answer reads.
-            .target_session_attrs(TargetSessionAttrs::ReadWrite);
+            // Which of several hosts is the primary is found out by `Hosts`.
+            .target_session_attrs(TargetSessionAttrs::Any);
         if config.get_application_name().is_none() {
             config.application_name(application_name);
         }
         Ok(Self {
+            hosts: Hosts::new(&config, tls),
             config,
-            tls,
             unused: own.unused,
         })
     }
@@ -154,11 +158,8 @@ impl Connector {
         let manager_config = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let config = self.config.clone();
-        let manager = match &self.tls {
-            Some(tls) => Manager::from_config(config, tls.clone(), manager_config),
-            None => Manager::from_config(config, NoTls, manager_config),
-        };
+        let manager =
+            Manager::from_connect(self.config.clone(), self.hosts.clone(), manager_config);
         let fit = Hook::async_fn(|client, _| {
             Box::pin(async {
                 let verified = verify(client).await;
@@ -169,7 +170,7 @@ impl Connector {
             .max_size(size)
             .post_create(fit)
             .wait_timeout(Some(POOL_WAIT))
-            .create_timeout(Some(CONNECT_TIMEOUT * 2))
+            .create_timeout(Some(CREATE_TIMEOUT))
             .recycle_timeout(Some(POOL_WAIT))
             .runtime(Runtime::Tokio1)
             .build()
@@ -184,26 +185,13 @@ impl Connector {
     /// Why there is none.
     pub async fn connect(&self) -> Result<Client, String> {
         let reason = |error: tokio_postgres::Error| crate::causes::chain(&error);
-        let client = self.client().await.map_err(reason)?;
+        let made = timeout(CREATE_TIMEOUT, self.hosts.client()).await;
+        let (client, _) = made
+            .map_err(|_| format!("no connection within {} s", CREATE_TIMEOUT.as_secs()))?
+            .map_err(reason)?;
         verify(&client).await.map_err(|unfit| unfit.to_string())?;
         let unlimited = client.batch_execute("SET statement_timeout = 0").await;
         unlimited.map_err(reason)?;
-        Ok(client)
-    }
-
-    async fn client(&self) -> Result<Client, tokio_postgres::Error> {
-        let client = match &self.tls {
-            Some(tls) => {
-                let (client, connection) = self.config.connect(tls.clone()).await?;
-                tokio::spawn(connection);
-                client
-            }
-            None => {
-                let (client, connection) = self.config.connect(NoTls).await?;
-                tokio::spawn(connection);
-                client
-            }
-        };
         Ok(client)
     }
 }

@@ -20,6 +20,7 @@ use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price};
 
 mod connect;
 mod fitness;
+mod hosts;
 
 pub use connect::{Connector, check_url, shown_url};
 use connect::{POOL_WAIT, STATEMENT_TIMEOUT};
