@@ -376,6 +376,41 @@ async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown(
     );
 }
 
+/// It can read the epoch row and not change it, so it would stay without the cache for ever, and its
+/// polls succeed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_whose_role_may_not_change_the_row_says_so() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let postgres = ground.postgres.as_ref().unwrap();
+    postgres
+        .run(
+            "CREATE ROLE reader LOGIN;
+             GRANT USAGE ON SCHEMA writethrough TO reader;
+             GRANT SELECT ON ALL TABLES IN SCHEMA writethrough TO reader;
+             GRANT INSERT, UPDATE, DELETE ON writethrough.self_test TO reader",
+        )
+        .await
+        .unwrap();
+    let url = postgres.url().replace("labuser", "reader");
+    let fence = Arc::new(PostgresFence::new(pool_of(&url, 2)));
+    let node = ground.start(Settings::default(), ground.cache(), fence);
+    until("it is said", async || {
+        let status = node.cached.status();
+        status
+            .refused_change
+            .is_some_and(|reason| reason.contains("permission denied"))
+            && status.fence_error.is_none()
+    })
+    .await;
+    assert!(!node.cached.uses_cache());
+    postgres
+        .run("GRANT UPDATE ON writethrough.epoch TO reader")
+        .await
+        .unwrap();
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    assert_eq!(node.cached.status().refused_change, None);
+}
+
 async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {
     [pool.get().await.unwrap(), pool.get().await.unwrap()]
 }
