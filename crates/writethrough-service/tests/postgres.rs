@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use writethrough::Consistency;
 use writethrough_service::config::{CacheBackend, Config, Database};
+use writethrough_service::item::PageRequest;
 use writethrough_service::store::ItemStore;
 use writethrough_service::store::postgres::{Connector, PostgresStore};
 use writethrough_testbed::{Postgres, Testbed};
@@ -285,4 +286,72 @@ async fn a_host_that_hangs_does_not_keep_the_others_from_being_used() {
             begun.elapsed()
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_read_is_refused_and_takes_no_list_down() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let connector = Connector::new(&postgres.url(), "test").unwrap();
+    let mut client = connector.connect().await.unwrap();
+    PostgresStore::migrate(&mut client).await.unwrap();
+    let insert = |time: &str| {
+        format!(
+            "INSERT INTO items (id, name, price, created_at, updated_at)
+             VALUES (gen_random_uuid(), 'x', 1, {time}) RETURNING id"
+        )
+    };
+    let wrong = [
+        "'infinity', now()",
+        "'-infinity', now()",
+        "'10000-01-01 00:00:00+00', now()",
+        "'0044-03-15 BC', now()",
+        "now(), 'infinity'",
+    ];
+    for time in wrong {
+        let refused = postgres.run(&insert(time)).await.unwrap_err().to_string();
+        assert!(refused.contains("check constraint"), "{refused}");
+    }
+    // Rows of before the constraint.
+    let columns = "created_at_can_be_shown, DROP CONSTRAINT updated_at_can_be_shown";
+    let drop_it = format!("ALTER TABLE items DROP CONSTRAINT {columns}");
+    postgres.run(&drop_it).await.unwrap();
+    let store = PostgresStore::new(&connector, 2).unwrap();
+    let whole = store
+        .select_page(PageRequest {
+            limit: 2,
+            after: None,
+        })
+        .await
+        .unwrap();
+    for time in wrong {
+        let id: String = postgres.run(&insert(time)).await.unwrap();
+        let error = store
+            .select(id.parse::<uuid::Uuid>().unwrap().into())
+            .await
+            .unwrap_err()
+            .to_string();
+        let column = if time.starts_with("now") {
+            "updated_at"
+        } else {
+            "created_at"
+        };
+        assert!(error.contains(&id) && error.contains(column), "{error}");
+    }
+    let page = store
+        .select_page(PageRequest {
+            limit: 2,
+            after: None,
+        })
+        .await
+        .unwrap();
+    assert_eq!(page, whole);
+    let all = store
+        .select_page(PageRequest {
+            limit: 100,
+            after: None,
+        })
+        .await
+        .unwrap();
+    assert_eq!(all.items.len(), 3);
 }

@@ -1,6 +1,8 @@
 //! Items in Postgres: one prepared statement and one round trip for each operation, with the guard
 //! inside the writing ones.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +18,7 @@ use writethrough::{Guard, OpError, PostgresFence};
 
 use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
 use crate::causes::chain;
-use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price};
+use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
 mod connect;
 mod fitness;
@@ -31,10 +33,18 @@ const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6802;
 /// The longest that a sign of life may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-const MIGRATIONS: &[(&str, &str)] = &[(
-    "V1__create_items",
-    include_str!("migrations/V1__create_items.sql"),
-)];
+const MIGRATIONS: &[(&str, &str)] = &[
+    (
+        "V1__create_items",
+        include_str!("migrations/V1__create_items.sql"),
+    ),
+    (
+        "V2__times_can_be_shown",
+        include_str!("migrations/V2__times_can_be_shown.sql"),
+    ),
+];
+/// How many rows that cannot be read a part of the list may lead past.
+const MOST_UNREADABLE: usize = 1000;
 
 macro_rules! columns {
     () => {
@@ -110,6 +120,8 @@ pub struct PostgresStore {
     pool: Pool,
     /// A connection of its own, so that a pool with no free one is not taken for a dead server.
     probe: Pool,
+    /// The rows that lists have left out, as they were named in the log.
+    named: Mutex<HashSet<String>>,
 }
 
 /// A pooled connection that is thrown away unless its work was seen to end: the reply to an abandoned
@@ -156,6 +168,7 @@ impl PostgresStore {
         Ok(Self {
             pool: connector.pool(pool_size)?,
             probe: connector.pool(1)?,
+            named: Mutex::default(),
         })
     }
 
@@ -214,6 +227,30 @@ impl PostgresStore {
                     "no connection to Postgres within 1 s",
                 ))
             }
+        }
+    }
+
+    async fn rows_of_page(
+        &self,
+        request: PageRequest,
+        count: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        match request.after {
+            None => self.read(SELECT_NEWEST, &[Type::INT8], &[&count]).await,
+            Some(cursor) => {
+                let types = &[Type::INT8, Type::TIMESTAMPTZ, Type::UUID];
+                let (time, id) = (cursor.created_at.date_time(), cursor.id.uuid());
+                self.read(SELECT_AFTER, types, &[&count, &time, &id]).await
+            }
+        }
+    }
+
+    /// Tells the log of a row that a list leaves out, once.
+    fn name_once(&self, error: &StoreError) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.len() < MOST_UNREADABLE && named.insert(error.to_string()) {
+            tracing::warn!("left out of the list: {error}");
         }
     }
 
@@ -382,22 +419,36 @@ fn unreadable(error: impl std::fmt::Display) -> StoreError {
 }
 
 fn item(row: &Row) -> Result<Item, StoreError> {
+    let id: Uuid = row.try_get(0).map_err(unreadable)?;
+    let wrong = |index: usize, error: &dyn std::fmt::Display| {
+        let column = row.columns().get(index).map_or("?", |column| column.name());
+        unreadable(format!("item {id}, column {column}: {error}"))
+    };
     fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
         row: &'a Row,
         index: usize,
+        wrong: impl Fn(usize, &dyn std::fmt::Display) -> StoreError,
     ) -> Result<T, StoreError> {
-        row.try_get(index).map_err(unreadable)
+        row.try_get(index)
+            .map_err(|error| wrong(index, &chain(&error)))
     }
+    let time = |index| {
+        let time: OffsetDateTime = column(row, index, wrong)?;
+        i64::try_from(time.unix_timestamp_nanos().div_euclid(1000))
+            .ok()
+            .and_then(Timestamp::from_micros)
+            .ok_or_else(|| wrong(index, &"the time is not between the years 1 and 9999"))
+    };
     Ok(Item {
-        id: column::<Uuid>(row, 0)?.into(),
+        id: id.into(),
         fields: ItemFields {
-            name: column(row, 1)?,
-            description: column(row, 2)?,
-            price: Price::from_decimal(column(row, 3)?).map_err(unreadable)?,
+            name: column(row, 1, wrong)?,
+            description: column(row, 2, wrong)?,
+            price: Price::from_decimal(column(row, 3, wrong)?).map_err(|error| wrong(3, &error))?,
         },
-        created_at: column::<OffsetDateTime>(row, 4)?.into(),
-        updated_at: column::<OffsetDateTime>(row, 5)?.into(),
-        version: column(row, 6)?,
+        created_at: time(4)?,
+        updated_at: time(5)?,
+        version: column(row, 6, wrong)?,
     })
 }
 
@@ -435,18 +486,28 @@ impl ItemStore for PostgresStore {
     }
 
     async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let limit = i64::from(request.limit) + 1;
-        let rows = match request.after {
-            None => self.read(SELECT_NEWEST, &[Type::INT8], &[&limit]).await?,
-            Some(cursor) => {
-                let types = &[Type::INT8, Type::TIMESTAMPTZ, Type::UUID];
-                let (time, id) = (cursor.created_at.date_time(), cursor.id.uuid());
-                self.read(SELECT_AFTER, types, &[&limit, &time, &id])
-                    .await?
+        let wanted = usize::from(request.limit) + 1;
+        let mut passed_over = 0;
+        loop {
+            let asked = wanted + passed_over;
+            let rows = self.rows_of_page(request, asked).await?;
+            let mut items = Vec::with_capacity(rows.len());
+            let mut unreadable = Vec::new();
+            for row in &rows {
+                match item(row) {
+                    Ok(item) => items.push(item),
+                    Err(error) => unreadable.push(error),
+                }
             }
-        };
-        let items = rows.iter().map(item).collect::<Result<_, _>>()?;
-        Ok(Page::from_rows(items, request.limit))
+            let all = rows.len() < asked;
+            if items.len() >= wanted || all || unreadable.len() > MOST_UNREADABLE {
+                for error in &unreadable {
+                    self.name_once(error);
+                }
+                return Ok(Page::from_rows(items, request.limit));
+            }
+            passed_over = unreadable.len().max(passed_over * 2);
+        }
     }
 
     async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
