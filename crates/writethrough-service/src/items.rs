@@ -21,9 +21,9 @@ use crate::store::{Change, Condition, ItemStore, StoreError, StoreFailure, Write
 use crate::wire::{ItemBody, PageBody};
 
 /// The entity's name in the cache: keys are `item:<id>@<history>.<epoch>`.
-const ENTITY: &str = "item";
+pub(crate) const ENTITY: &str = "item";
 /// The collection's name in the cache.
-const COLLECTION: &str = "items";
+pub(crate) const COLLECTION: &str = "items";
 const HEADER_BYTES: usize = 8;
 
 /// A JSON document ready to send, with a tag that tells its versions apart.

@@ -27,7 +27,7 @@ use writethrough::{
 use crate::app::App;
 use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
-use crate::items::Items;
+use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
 use crate::routes;
 use crate::store::postgres::{Connector, PostgresStore};
@@ -231,9 +231,9 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
     };
     // The client's own message may repeat the URL, so it is not passed on.
     let wrong = |_| ConfigError::new(setting::CACHE, url, "use `redis://HOST:PORT/DB`");
-    Ok(Arc::new(
-        RedisCache::connect(RedisSettings::new(url.as_str())).map_err(wrong)?,
-    ))
+    let mut settings = RedisSettings::new(url.as_str());
+    settings.key_prefixes = vec![format!("{ENTITY}:"), format!("{{{COLLECTION}}}")];
+    Ok(Arc::new(RedisCache::connect(settings).map_err(wrong)?))
 }
 
 fn make_ready(

@@ -133,7 +133,16 @@ impl Testbed {
     ///
     /// [`Error::Missing`] when Redis is not installed.
     pub async fn redis(&self) -> Result<Redis> {
-        Redis::launch(&self.ground).await
+        self.redis_with(&[]).await
+    }
+
+    /// Starts an empty Redis server with these options on its command line.
+    ///
+    /// # Errors
+    ///
+    /// As [`Testbed::redis`], and when the server refuses an option.
+    pub async fn redis_with(&self, options: &[&str]) -> Result<Redis> {
+        Redis::launch(&self.ground, options).await
     }
 
     /// Starts a standby of `primary`, asynchronous, through a link of its own

@@ -45,6 +45,8 @@ pub struct Redis {
     process: Arc<Process>,
     program: PathBuf,
     folder: PathBuf,
+    /// What it is told beside the port, the folder and not to save.
+    options: Vec<String>,
     port: Port,
     snapshots: AtomicU32,
     replication: Mutex<Replication>,
@@ -72,13 +74,14 @@ impl Snapshot {
 }
 
 impl Redis {
-    pub(crate) async fn launch(ground: &Arc<Ground>) -> Result<Redis> {
+    pub(crate) async fn launch(ground: &Arc<Ground>, options: &[&str]) -> Result<Redis> {
         let program = find_program("redis-server")?;
         let (name, folder) = ground.folder_for("redis")?;
         let mut redis = Redis {
             process: ground.process(name, folder.join("log"), Reach::Group),
             program,
             folder,
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
             port: Port::claim()?,
             snapshots: AtomicU32::new(0),
             replication: Mutex::default(),
@@ -457,7 +460,8 @@ impl Redis {
         // A replica that asks for the data gets them at once, not with others 5 s later.
         command
             .arg(&self.folder)
-            .args(["--repl-diskless-sync-delay", "0"]);
+            .args(["--repl-diskless-sync-delay", "0"])
+            .args(&self.options);
         {
             let replication = lock(&self.replication);
             if let (Some(link), true) = (&replication.link, replication.follows) {

@@ -198,16 +198,25 @@ async fn act(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>
     }
     if let Ok(_one) = engine.proposing.try_lock() {
         if ends_epoch {
-            let reason = match engine.view().session {
-                Some(_) => "this node is connected to another server or data set than the epoch's",
-                None => "this node has no verified connection to the epoch's server",
+            let connected = engine.view().session.is_some();
+            let reason = if connected {
+                "this node is connected to another server or data set than the epoch's".to_owned()
+            } else {
+                unconnected(engine)
             };
-            say_why(engine, proposal.from(), reason.to_owned());
+            say_why(engine, proposal.from(), reason);
         }
         if let Err(error) = propose(engine, &proposal).await {
             tracing::debug!("a proposal failed, the next poll tries again: {error}");
         }
     }
+}
+
+/// That there is no connection to the epoch's server, and why.
+pub(crate) fn unconnected(engine: &Engine) -> String {
+    let trouble = engine.cache.trouble().map(|error| format!(": {error}"));
+    let trouble = trouble.unwrap_or_default();
+    format!("this node has no verified connection to the epoch's server{trouble}")
 }
 
 /// Says once for each epoch why this node wants to end it.

@@ -239,7 +239,7 @@ impl Engine {
             let (epoch, announced) = match permit {
                 Permit::Bypass(epoch) => (epoch, None),
                 Permit::Leave(epoch) => {
-                    let reason = "a write found no connection to the epoch's server".to_owned();
+                    let reason = supervisor::unconnected(self);
                     supervisor::leave(self, epoch, reason, deadline).await;
                     continue;
                 }

@@ -15,7 +15,7 @@ use support::{Ground, Node, Pair, until};
 use writethrough::cache::SessionWatch;
 use writethrough::{Bypass, Cache, CacheError, ReadOutcome, RedisCache, RedisSettings, Settings};
 use writethrough_protocol::{KeyState, Token};
-use writethrough_testbed::{Redis, Testbed};
+use writethrough_testbed::{ChildSpec, Redis, Testbed};
 
 fn connect(url: &str) -> (RedisCache, SessionWatch) {
     let cache = RedisCache::connect(RedisSettings::new(url)).unwrap();
@@ -199,6 +199,181 @@ fn a_malformed_url_is_refused_without_repeating_it() {
         error.contains("redis://") && !error.contains("hunter2"),
         "{error}"
     );
+}
+
+/// What the cache says of a server that it does not use, verified on keys as the service has them.
+async fn refused(url: &str) -> String {
+    let mut settings = RedisSettings::new(url);
+    settings.key_prefixes = vec!["item:".into(), "{items}".into()];
+    // A busy machine is no refusal.
+    settings.connect_timeout = support::PATIENCE;
+    settings.command_timeout = support::PATIENCE;
+    let cache = RedisCache::connect(settings).unwrap();
+    let mut reason = None;
+    until("the server is refused", async || {
+        assert!(
+            cache.sessions().borrow().is_none(),
+            "the server is taken for a cache"
+        );
+        reason = cache.trouble();
+        reason.is_some()
+    })
+    .await;
+    let reason = reason.unwrap().to_string();
+    println!("{reason}");
+    assert!(
+        !reason.contains('\n') && !reason.contains("KEYS[") && reason.len() < 400,
+        "more than one short line: {reason}"
+    );
+    reason
+}
+
+/// The commands that the documentation lists for an ACL.
+const LISTED: &str = "+hello +client|tracking +info +time +get +mget +set +del +select +script|load \
+                      +evalsha +scan +getrange +type +pexpire +unlink";
+
+async fn user(redis: &Redis, rules: &str) -> String {
+    let rules = rules.split_whitespace();
+    let rule: Vec<&str> = ["ACL", "SETUSER", "plain", "reset", "on", ">pw"]
+        .into_iter()
+        .chain(rules)
+        .collect();
+    redis.order(&rule).await.unwrap();
+    format!("redis://plain:pw@{}", redis.addr())
+}
+
+#[tokio::test]
+async fn a_user_with_what_the_documentation_lists_is_enough() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let rules = format!("~item:* ~{{items}}* ~writethrough:* {LISTED}");
+    let mut settings = RedisSettings::new(user(&redis, &rules).await + "/3");
+    settings.key_prefixes = vec!["item:".into(), "{items}".into()];
+    let cache = RedisCache::connect(settings).unwrap();
+    server_of(&mut cache.sessions()).await;
+    let left = redis.order(&["DBSIZE"]).await.unwrap();
+    assert_eq!(left.integer(), Some(0));
+}
+
+#[tokio::test]
+async fn a_user_that_lacks_any_command_is_refused_with_its_name() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    for command in [
+        "info",
+        "time",
+        "get",
+        "mget",
+        "set",
+        "del",
+        "script|load",
+        "evalsha",
+        "scan",
+        "getrange",
+        "type",
+        "pexpire",
+        "unlink",
+    ] {
+        let rules = format!("~* +@all -{command}");
+        let reason = refused(&user(&redis, &rules).await).await;
+        let named = reason.to_lowercase().replace(' ', "|");
+        assert!(
+            named.contains(command) && reason.contains("ACL SETUSER"),
+            "{command}: {reason}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_user_that_lacks_a_key_pattern_is_refused_with_the_pattern() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    for (patterns, missing) in [
+        ("~item:* ~writethrough:*", "~{items}*"),
+        ("~{items}* ~writethrough:*", "~item:*"),
+        ("~item:* ~{items}*", "~writethrough:probe:*"),
+        ("~item:* %R~{items}* ~writethrough:*", "~{items}*"),
+    ] {
+        let rules = format!("{patterns} +@all");
+        let reason = refused(&user(&redis, &rules).await).await;
+        assert!(reason.contains(missing), "{patterns}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_renamed_command_is_refused_with_its_name() {
+    let testbed = Testbed::new().await.unwrap();
+    for command in ["EVALSHA", "GETRANGE", "SCAN", "SCRIPT"] {
+        let renamed = ["--rename-command", command, ""];
+        let redis = testbed.redis_with(&renamed).await.unwrap();
+        let reason = refused(&redis.url()).await;
+        assert!(
+            reason.contains(command) && reason.contains("rename-command"),
+            "{reason}"
+        );
+    }
+}
+
+/// A right that is taken away later, or a key that no one has named before: the first refusal ends
+/// the connection, and the next one is not verified until the right is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_missed_later_is_named_and_the_cache_does_not_flap() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let redis = ground.redis.as_ref().unwrap();
+    let url = user(redis, &format!("~writethrough:* {LISTED}")).await;
+    let cache = std::sync::Arc::new(RedisCache::connect(RedisSettings::new(url)).unwrap());
+    let node = ground.start(Settings::default(), cache.clone(), ground.fence());
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    node.write("a", Some("one")).await.unwrap();
+    let proposed = node.cached.status().proposed_bypass.unwrap();
+    assert!(proposed.reason.contains("~row:*"), "{proposed:?}");
+    let reason = cache.trouble().unwrap().to_string();
+    assert!(reason.contains("~row:*"), "{reason}");
+    let epoch = node.cached.status().epoch;
+    // Many heartbeats and polls.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        node.write("a", Some("two")).await.unwrap();
+        assert_eq!(node.cached.status().epoch, epoch, "the epoch flaps");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    user(redis, &format!("~writethrough:* ~row:* {LISTED}")).await;
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    node.write("a", Some("three")).await.unwrap();
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+}
+
+#[tokio::test]
+async fn a_redis_cluster_and_a_sentinel_are_refused_as_what_they_are() {
+    let testbed = Testbed::new().await.unwrap();
+    let cluster = testbed
+        .redis_with(&["--cluster-enabled", "yes"])
+        .await
+        .unwrap();
+    for database in ["", "/0", "/3"] {
+        let reason = refused(&format!("{}{database}", cluster.url())).await;
+        assert!(reason.contains("node of a Redis Cluster"), "{reason}");
+    }
+    let port = writethrough_testbed::free_port();
+    let folder = std::env::temp_dir().join(format!("writethrough-sentinel-{port}"));
+    std::fs::create_dir(&folder).unwrap();
+    let file = folder.join("sentinel.conf");
+    std::fs::write(&file, format!("port {port}\nbind 127.0.0.1\n")).unwrap();
+    let sentinel = ChildSpec::new("sentinel", "redis-server")
+        .arg(&file)
+        .arg("--sentinel")
+        .folder(&folder);
+    let sentinel = testbed.child(sentinel).await.unwrap();
+    until("the sentinel listens", async || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    })
+    .await;
+    for database in ["", "/3"] {
+        let reason = refused(&format!("redis://127.0.0.1:{port}{database}")).await;
+        assert!(reason.contains("Redis Sentinel"), "{reason}");
+    }
+    drop(sentinel);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// The commands that clients sent while `work` ran, with their arguments, from MONITOR; what scripts

@@ -28,6 +28,11 @@ pub trait Cache: Send + Sync + 'static {
     /// The session that is usable now, kept up to date.
     fn sessions(&self) -> SessionWatch;
 
+    /// Why there is no session, when the cache knows.
+    fn trouble(&self) -> Option<CacheError> {
+        None
+    }
+
     /// Drops the connection and stops making new ones.
     fn close(&self);
 }

@@ -10,17 +10,18 @@
 //! that it answers later; so each connection tracks a prefix that nobody uses, and after such a
 //! message no answer counts until the server has told once more who it is.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion,
-    PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline,
+    ProtocolVersion, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -39,6 +40,12 @@ const WALK_BATCH: usize = 128;
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// How often an idle connection is checked, which also finds a master that was demoted.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The keys that are written only to see whether that is possible begin like this.
+const PROBE_PREFIX: &str = "writethrough:probe:";
+/// Prefixes of refused keys that are remembered; an application has a few entities and collections.
+const MAX_PREFIXES: usize = 64;
+/// How long what a probe has written lasts when the probe does not come to its end.
+const PROBE_MS: u64 = 1000;
 /// No key begins like this: it is tracked only to be told when a data set is flushed or replaced.
 const TRACKED_PREFIX: &str = "writethrough:nothing:";
 /// How far this side's idea of the server's clock may be off before an intent is looked into.
@@ -53,6 +60,10 @@ pub struct RedisSettings {
     pub command_timeout: Duration,
     /// The bound of connecting and verifying, 1 s by default.
     pub connect_timeout: Duration,
+    /// What the keys begin with, as in `item:` and `{items}`; none by default. A new connection is
+    /// verified on such keys, so that rights that its user lacks are found before a write needs them.
+    /// Keys that are not named here are verified once one of them was refused.
+    pub key_prefixes: Vec<String>,
 }
 
 impl RedisSettings {
@@ -63,6 +74,7 @@ impl RedisSettings {
             url: url.into(),
             command_timeout: Duration::from_millis(250),
             connect_timeout: Duration::from_secs(1),
+            key_prefixes: Vec::new(),
         }
     }
 }
@@ -72,6 +84,7 @@ impl fmt::Debug for RedisSettings {
         f.debug_struct("RedisSettings")
             .field("command_timeout", &self.command_timeout)
             .field("connect_timeout", &self.connect_timeout)
+            .field("key_prefixes", &self.key_prefixes)
             .finish_non_exhaustive()
     }
 }
@@ -131,7 +144,7 @@ impl Scripts {
         }
     }
 
-    fn load_all(&self) -> Pipeline {
+    fn all(&self) -> [(&'static str, &Lua); 9] {
         let Self {
             begin,
             end,
@@ -143,13 +156,86 @@ impl Scripts {
             clear,
             count,
         } = self;
+        [
+            ("begin", begin),
+            ("end", end),
+            ("fill", fill),
+            ("renew_fill", renew_fill),
+            ("break_fill", break_fill),
+            ("fill_page", fill_page),
+            ("lapse", lapse),
+            ("clear", clear),
+            ("count", count),
+        ]
+    }
+
+    fn load_all(&self) -> Pipeline {
         let mut pipeline = Pipeline::new();
-        for script in [
-            begin, end, fill, renew_fill, break_fill, fill_page, lapse, clear, count,
-        ] {
+        for (_, script) in self.all() {
             pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text).ignore();
         }
         pipeline
+    }
+
+    /// Every command and every script on a key that begins like this, in an order in which each
+    /// script runs all of its commands, and each with its name. The commands that scripts call come
+    /// by themselves too, since a script's error does not say which of them was refused.
+    fn probes(&self, prefix: &str) -> Vec<(String, Cmd)> {
+        let id = Uuid::new_v4().simple();
+        // As the engine's own keys: `item:<id>@...`, `{items}@...` and `{items}@...:<query>`.
+        let key = if prefix.ends_with('}') {
+            format!("{prefix}@probe-{id}.0")
+        } else {
+            format!("{prefix}{id}@probe.0")
+        };
+        let page = format!("{key}:probe");
+        let (key, page) = (key.as_str(), page.as_str());
+        let token = Token(1).encode();
+        let lease = [b"L", &token[..]].concat();
+        let mut probes = Vec::new();
+        let mut plain = |words: &[&[u8]]| {
+            let mut command = Cmd::new();
+            command.arg(words);
+            let name = String::from_utf8_lossy(words[0]).into_owned();
+            probes.push((name, command));
+        };
+        let ms = PROBE_MS.to_string();
+        let (name, ms) = (key.as_bytes(), ms.as_bytes());
+        let take = [b"SET", name, &lease, b"NX", b"GET", b"PX", ms];
+        plain(&[b"GET", name]);
+        plain(&[b"MGET", name, page.as_bytes()]);
+        plain(&take);
+        plain(&[b"GETRANGE", name, b"0", b"0"]);
+        plain(&[b"TYPE", name]);
+        plain(&[b"PEXPIRE", name, ms]);
+        plain(&[b"UNLINK", name]);
+        plain(&[b"DEL", name]);
+        plain(&[b"TIME"]);
+        plain(&[b"SCAN", b"0", b"MATCH", name, b"COUNT", b"1"]);
+        plain(&take);
+        let mut script = |name: &str, script: &Lua, keys: &[&str], arguments: &[&[u8]]| {
+            let mut command = evalsha(script, keys);
+            command.arg(arguments);
+            probes.push((format!("EVALSHA of {name}.lua"), command));
+        };
+        script("renew_fill", &self.renew_fill, &[key], &[&token, ms]);
+        script("fill", &self.fill, &[key], &[&token, b"V", ms]);
+        script("count", &self.count, &[key], &[]);
+        script("begin", &self.begin, &[key], &[&token, ms]);
+        script("begin", &self.begin, &[key], &[&token, ms]);
+        script("lapse", &self.lapse, &[key], &[]);
+        script("end", &self.end, &[key], &[&token, &lease, ms]);
+        script("break_fill", &self.break_fill, &[key], &[&token]);
+        script("begin", &self.begin, &[key], &[&token, ms]);
+        script("end", &self.end, &[key], &[&token, &lease, ms]);
+        script(
+            "fill_page",
+            &self.fill_page,
+            &[key, page],
+            &[&token, b"P", ms],
+        );
+        script("clear", &self.clear, &[key, page], &[]);
+        probes
     }
 }
 
@@ -160,6 +246,7 @@ impl Scripts {
 /// would defeat the verification and must not be used.
 pub struct RedisCache {
     sessions: watch::Sender<Option<Arc<dyn Session>>>,
+    trouble: Arc<Mutex<Option<CacheError>>>,
     stop: Arc<Notify>,
 }
 
@@ -188,14 +275,24 @@ impl RedisCache {
             .clone()
             .set_protocol(ProtocolVersion::RESP3);
         let database = redis.db();
+        // Chosen later, since a server that is none to be used has no databases to choose from.
+        let redis = redis.set_db(0);
         let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
         let client = Client::open(info).map_err(reason)?;
         let runtime = runtime::current()?;
         let (sessions, _) = watch::channel(None);
         let stop = Arc::new(Notify::new());
+        let trouble = Arc::new(Mutex::new(None));
         let keeper = Keeper {
+            trouble: trouble.clone(),
             client,
             database,
+            prefixes: Arc::new(Mutex::new(
+                [PROBE_PREFIX.to_owned()]
+                    .into_iter()
+                    .chain(settings.key_prefixes.iter().cloned())
+                    .collect(),
+            )),
             settings,
             sessions: sessions.clone(),
             scripts: Arc::new(Scripts::new()),
@@ -209,13 +306,22 @@ impl RedisCache {
             }
             keeper.sessions.send_replace(None);
         });
-        Ok(Self { sessions, stop })
+        Ok(Self {
+            sessions,
+            trouble,
+            stop,
+        })
     }
 }
 
 impl Cache for RedisCache {
     fn sessions(&self) -> SessionWatch {
         self.sessions.subscribe()
+    }
+
+    fn trouble(&self) -> Option<CacheError> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn close(&self) {
@@ -229,12 +335,18 @@ impl Drop for RedisCache {
     }
 }
 
+/// What the keys begin with on which a new connection is verified.
+type Prefixes = Arc<Mutex<BTreeSet<String>>>;
+
 /// Makes, verifies, watches and replaces the connection.
 struct Keeper {
     client: Client,
     /// The index of the database on the server.
     database: i64,
     settings: RedisSettings,
+    prefixes: Prefixes,
+    /// Why there is no session.
+    trouble: Arc<Mutex<Option<CacheError>>>,
     sessions: watch::Sender<Option<Arc<dyn Session>>>,
     scripts: Arc<Scripts>,
     lateness: Arc<Lateness>,
@@ -244,13 +356,19 @@ impl Keeper {
     async fn keep(&self) {
         let mut backoff = Duration::from_millis(10);
         let mut told = None;
+        let in_trouble = |problem| {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            *trouble = problem;
+        };
         loop {
             let attempt = timeout(self.settings.connect_timeout, self.connect()).await;
             let problem = match attempt {
                 Ok(Ok(session)) => {
                     tracing::info!(server = %session.server, "Redis is connected and verified");
                     backoff = Duration::from_millis(10);
+                    in_trouble(None);
                     let problem = self.watch(&session).await;
+                    in_trouble(Some(problem.clone()));
                     told = Some(problem.clone());
                     tracing::warn!("Redis connection lost: {problem}");
                     continue;
@@ -258,6 +376,7 @@ impl Keeper {
                 Ok(Err(problem)) => problem,
                 Err(_) => CacheError::Timeout(self.settings.connect_timeout),
             };
+            in_trouble(Some(problem.clone()));
             if told.as_ref() != Some(&problem) {
                 tracing::warn!("Redis cannot be used, going on without it: {problem}");
                 told = Some(problem);
@@ -287,13 +406,9 @@ impl Keeper {
             .await
             .map_err(|error| failure(&error, self.settings.connect_timeout))?;
         let failed = |error: RedisError| failure(&error, self.settings.command_timeout);
+        self.require_fit(&mut connection).await?;
         self.track(&mut connection).await.map_err(failed)?;
-        self.require_version(&mut connection).await?;
-        self.scripts
-            .load_all()
-            .query_async::<()>(&mut connection)
-            .await
-            .map_err(failed)?;
+        self.try_everything(&mut connection).await?;
         let messages = signs.messages.load(Ordering::Acquire);
         let checked = check(&mut connection, self.database).await;
         let Checked { server, clock } = checked.map_err(failed)?;
@@ -304,6 +419,8 @@ impl Keeper {
             command_timeout: self.settings.command_timeout,
             trouble: Notify::new(),
             signs,
+            prefixes: self.prefixes.clone(),
+            refused: Mutex::new(None),
             checked: watch::Sender::new(None),
             checked_messages: AtomicU64::new(0),
             clock_offset_ms: AtomicI64::new(0),
@@ -326,8 +443,9 @@ impl Keeper {
             // Without the permission, or behind a proxy that does not know the command.
             Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 tracing::warn!(
-                    "the Redis server refuses CLIENT TRACKING ({error}): a data set that is replaced \
-                     under a living connection is noticed within {HEARTBEAT:?}, not at once"
+                    "the Redis server refuses CLIENT TRACKING ({}): a data set that is replaced \
+                     under a living connection is noticed within {HEARTBEAT:?}, not at once",
+                    one_line(&error)
                 );
                 Ok(())
             }
@@ -335,18 +453,31 @@ impl Keeper {
         }
     }
 
-    async fn require_version(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<(), CacheError> {
-        let failed = |error: RedisError| failure(&error, self.settings.command_timeout);
+    /// Refuses what the server itself says it is: no single server, too old, loading, a replica.
+    async fn require_fit(&self, connection: &mut MultiplexedConnection) -> Result<(), CacheError> {
+        let timeout = self.settings.command_timeout;
         let mut pipeline = Pipeline::new();
-        for section in ["server", "persistence"] {
+        for section in ["server", "persistence", "replication"] {
             pipeline.cmd("INFO").arg(section);
         }
-        let sections: Vec<String> = pipeline.query_async(connection).await.map_err(failed)?;
+        let sections: Vec<String> = pipeline.query_async(connection).await.map_err(|error| {
+            refusal("INFO", None, &error).unwrap_or_else(|| failure(&error, timeout))
+        })?;
         let info = sections.concat();
-        let unfit = |what: String| CacheError::Connection(what);
+        let unfit = |what: String| Err(CacheError::Connection(what));
+        // Valkey calls it `server_mode`.
+        let mode = info_field(&info, "redis_mode").or_else(|| info_field(&info, "server_mode"));
+        match mode {
+            Some("cluster") => {
+                return unfit(format!(
+                    "the server is a node of a Redis Cluster; {ONE_SERVER}"
+                ));
+            }
+            Some("sentinel") => {
+                return unfit(format!("the server is a Redis Sentinel; {ONE_SERVER}"));
+            }
+            _ => {}
+        }
         if let Some(version) = info_field(&info, "redis_version")
             && version
                 .split('.')
@@ -355,12 +486,58 @@ impl Keeper {
                 .unwrap_or(0)
                 < 7
         {
-            return Err(unfit(format!(
+            return unfit(format!(
                 "Redis {version} is too old, 7.0 or newer is needed"
-            )));
+            ));
         }
         if info_field(&info, "loading") == Some("1") {
-            return Err(unfit("the server is loading its data".into()));
+            return unfit("the server is loading its data".into());
+        }
+        require_master(&info).map_err(|error| failure(&error, timeout))
+    }
+
+    /// Chooses the database, loads the scripts, and runs every command and every script once on keys
+    /// like those of the engine: what the server refuses is found here, and not by a write.
+    async fn try_everything(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), CacheError> {
+        let timeout = self.settings.command_timeout;
+        let mut probes: Vec<(String, Option<String>, Cmd)> = Vec::new();
+        if self.database != 0 {
+            let mut select = redis::cmd("SELECT");
+            select.arg(self.database);
+            probes.push((format!("SELECT {}", self.database), None, select));
+        }
+        for (name, script) in self.scripts.all() {
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(script.text);
+            probes.push((format!("SCRIPT LOAD of {name}.lua"), None, load));
+        }
+        let prefixes = self.prefixes.lock();
+        let prefixes = prefixes.unwrap_or_else(PoisonError::into_inner).clone();
+        for prefix in prefixes {
+            for (name, command) in self.scripts.probes(&prefix) {
+                probes.push((name, Some(prefix.clone()), command));
+            }
+        }
+        let mut pipeline = Pipeline::with_capacity(probes.len());
+        for (_, _, command) in &probes {
+            pipeline.add_command(command.clone());
+        }
+        let replies = connection
+            .send_packed_commands(&pipeline, 0, probes.len())
+            .await
+            .map_err(|error| failure(&error, timeout))?;
+        for ((name, prefix, _), reply) in probes.iter().zip(replies) {
+            if let Err(error) = reply.extract_error() {
+                return Err(refusal(name, prefix.as_deref(), &error).unwrap_or_else(|| {
+                    CacheError::Connection(format!(
+                        "the server answers {name}: {}",
+                        one_line(&error)
+                    ))
+                }));
+            }
         }
         Ok(())
     }
@@ -426,6 +603,9 @@ struct RedisSession {
     /// A command got no answer, or one that says that the server is not fit to be the cache.
     trouble: Notify,
     signs: Arc<Signs>,
+    prefixes: Prefixes,
+    /// The first command that this connection may not send, or not on that key.
+    refused: Mutex<Option<CacheError>>,
     /// Up to which message the server has been checked since, or why the session is over.
     checked: watch::Sender<Option<Result<u64, CacheError>>>,
     /// The same number, for the hot path.
@@ -437,6 +617,10 @@ struct RedisSession {
 impl RedisSession {
     /// Checks that the server is still the one that was verified.
     async fn check(&self, database: i64) -> Result<(), CacheError> {
+        let refused = self.refused.lock();
+        if let Some(refused) = refused.unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(refused);
+        }
         let messages = self.signs.messages.load(Ordering::Acquire);
         let Checked { server, clock } = check(&mut self.connection.clone(), database)
             .await
@@ -509,6 +693,75 @@ fn clock_ms() -> i64 {
     i64::try_from(crate::clock::now().0.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What to do about a server that is more than one.
+const ONE_SERVER: &str =
+    "Cluster and Sentinel are not supported: name the address of one primary in the URL";
+
+/// The first line of an error, without the arguments of the command, which may be a whole script.
+fn one_line(error: &RedisError) -> String {
+    let text = error.to_string();
+    let mut line = text.lines().next().unwrap_or_default();
+    for tail in [", with args beginning with", " script: "] {
+        line = line.split(tail).next().unwrap_or_default();
+    }
+    line.chars().take(200).collect()
+}
+
+/// What a server says that does not let this connection send a command, now or later, and the remedy;
+/// none for any other error. `prefix` is what the command's keys begin with.
+fn refusal(command: &str, prefix: Option<&str>, error: &RedisError) -> Option<CacheError> {
+    let line = one_line(error);
+    let says = |what| line.to_lowercase().contains(what);
+    let keys = prefix.map(|prefix| format!(" on keys `{prefix}*`"));
+    let keys = keys.unwrap_or_default();
+    let remedy = match error.code() {
+        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => ONE_SERVER.to_owned(),
+        // The texts of scripts that call a command are all that tells them apart.
+        _ if says("access") && says("key") => format!(
+            "allow these keys to the user (`ACL SETUSER ... ~{}*`)",
+            prefix.unwrap_or_default()
+        ),
+        Some("NOPERM") => "allow the command to the user (`ACL SETUSER`)".to_owned(),
+        _ if says("can't run this command") || says("acl failure") => {
+            "allow the commands that it calls to the user (`ACL SETUSER`)".to_owned()
+        }
+        _ if says("unknown command") || says("unknown redis command") => {
+            "undo its `rename-command`".to_owned()
+        }
+        _ => return None,
+    };
+    Some(CacheError::Connection(format!(
+        "the server refuses {command}{keys} ({line}); {remedy}"
+    )))
+}
+
+/// The command's name and its first key.
+fn described(command: &Cmd) -> (String, Option<String>) {
+    let words: Vec<_> = command
+        .args_iter()
+        .take(4)
+        .map(|word| match word {
+            Arg::Simple(word) => String::from_utf8_lossy(word).into_owned(),
+            _ => String::new(),
+        })
+        .collect();
+    let name = words.first().cloned().unwrap_or_default();
+    let key = match name.as_str() {
+        "EVALSHA" => words.get(3),
+        "GET" | "MGET" | "SET" | "DEL" => words.get(1),
+        _ => None,
+    };
+    (name, key.cloned())
+}
+
+/// What the keys of the same entity or collection begin with: `item:`, `{items}`.
+fn prefix_of(key: &str) -> Option<&str> {
+    let end = if key.starts_with('{') { '}' } else { ':' };
+    key.split_inclusive(end)
+        .next()
+        .filter(|prefix| prefix.ends_with(end))
+}
+
 /// Sorts an error by what it says of the connection.
 fn failure(error: &RedisError, command_timeout: Duration) -> CacheError {
     if error.is_timeout() {
@@ -526,9 +779,9 @@ fn failure(error: &RedisError, command_timeout: Duration) -> CacheError {
         ) | ErrorKind::AuthenticationFailed
     );
     if unfit || refuses_writes || error.is_io_error() || error.is_connection_dropped() {
-        CacheError::Connection(error.to_string())
+        CacheError::Connection(one_line(error))
     } else {
-        CacheError::Command(error.to_string())
+        CacheError::Command(one_line(error))
     }
 }
 
@@ -538,6 +791,16 @@ fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(str::trim)
         .filter(|value| !value.is_empty())
+}
+
+fn require_master(info: &str) -> Result<(), RedisError> {
+    match info_field(info, "role") {
+        None | Some("master") => Ok(()),
+        Some(_) => Err(RedisError::from((
+            ErrorKind::Server(ServerErrorKind::ReadOnly),
+            "the server is a read only replica",
+        ))),
+    }
 }
 
 /// Who answered a check, and its wall clock less this side's monotonic one, in milliseconds.
@@ -552,7 +815,7 @@ async fn check(
     connection: &mut MultiplexedConnection,
     database: i64,
 ) -> Result<Checked, RedisError> {
-    let probe = format!("writethrough:probe:{}", Uuid::new_v4().simple());
+    let probe = format!("{PROBE_PREFIX}{}", Uuid::new_v4().simple());
     let mut pipeline = Pipeline::new();
     pipeline
         .cmd("INFO")
@@ -568,12 +831,7 @@ async fn check(
         .ignore();
     let (server, replication, (seconds, micros)): (String, String, (i64, i64)) =
         pipeline.query_async(connection).await?;
-    if info_field(&replication, "role").is_some_and(|role| role != "master") {
-        return Err(RedisError::from((
-            ErrorKind::Server(ServerErrorKind::ReadOnly),
-            "the server is a read only replica",
-        )));
-    }
+    require_master(&replication)?;
     let Some(run_id) = info_field(&server, "run_id") else {
         let silent = "the server tells no run_id";
         return Err(RedisError::from((ErrorKind::UnexpectedReturnType, silent)));
@@ -613,12 +871,31 @@ fn evalsha(script: &Lua, keys: &[&str]) -> Cmd {
 }
 
 impl RedisSession {
-    fn failed(&self, error: RedisError) -> CacheError {
-        let failure = failure(&error, self.command_timeout);
+    fn failed(&self, command: Option<&Cmd>, error: RedisError) -> CacheError {
+        let failure = match command.and_then(|command| self.refused(command, &error)) {
+            Some(refused) => refused,
+            None => failure(&error, self.command_timeout),
+        };
         if !matches!(failure, CacheError::Command(_)) {
             self.trouble.notify_one();
         }
         failure
+    }
+
+    /// What this connection may not do it may not do on its next try either: it is over, and the next
+    /// one is verified on keys like the refused one.
+    fn refused(&self, command: &Cmd, error: &RedisError) -> Option<CacheError> {
+        let (name, key) = described(command);
+        let prefix = key.as_deref().and_then(prefix_of);
+        let refused = refusal(&name, prefix.or(key.as_deref()), error)?;
+        if let Some(prefix) = prefix {
+            let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+            if prefixes.len() < MAX_PREFIXES {
+                prefixes.insert(prefix.to_owned());
+            }
+        }
+        let mut first = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(first.get_or_insert(refused).clone())
     }
 
     async fn command(&self, command: &Cmd) -> Result<Value, CacheError> {
@@ -626,7 +903,7 @@ impl RedisSession {
         let reply = connection.send_packed_command(command).await;
         let reply = reply
             .and_then(Value::extract_error)
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| self.failed(Some(command), error))?;
         self.vouched().await?;
         Ok(reply)
     }
@@ -645,13 +922,24 @@ impl RedisSession {
             let replies = connection
                 .send_packed_commands(&pipeline, 0, count)
                 .await
-                .and_then(|replies| replies.into_iter().map(Value::extract_error).collect());
-            match replies {
-                Ok(replies) => {
-                    self.vouched().await?;
-                    return Ok(replies);
+                .map_err(|error| self.failed(None, error))?;
+            let mut answers = Vec::with_capacity(count);
+            let mut failed = None;
+            for (command, reply) in pipeline.cmd_iter().zip(replies) {
+                match reply.extract_error() {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => {
+                        failed = Some((command, error));
+                        break;
+                    }
                 }
-                Err(error)
+            }
+            match failed {
+                None => {
+                    self.vouched().await?;
+                    return Ok(answers);
+                }
+                Some((_, error))
                     if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
                         && !reloaded =>
                 {
@@ -659,9 +947,9 @@ impl RedisSession {
                     let load = self.scripts.load_all();
                     load.query_async::<()>(&mut connection)
                         .await
-                        .map_err(|error| self.failed(error))?;
+                        .map_err(|error| self.failed(None, error))?;
                 }
-                Err(error) => return Err(self.failed(error)),
+                Some((command, error)) => return Err(self.failed(Some(command), error)),
             }
         }
     }
