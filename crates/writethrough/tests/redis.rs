@@ -824,6 +824,66 @@ async fn an_intent_from_a_clock_that_was_set_back_is_over() {
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
 }
 
+/// What other programs, other versions and hands on a keyboard leave under a key of ours.
+fn foreign(key: &str) -> Vec<Vec<String>> {
+    let writer = format!("{}{:013}{:08}", Token(9), 9_000_000_000_000_u64, 15_000);
+    let strings = [
+        String::new(),
+        "{\"id\":1}".into(),
+        "I".into(),
+        "I-".into(),
+        format!("I?{writer}"),
+        format!("I-{writer}x"),
+        format!("I-{writer}{}", &writer[1..]),
+        format!("I-{}", writer.replace('9', "z")),
+        format!("I-{}{:>13}{:>8}", Token(9), "9e12345", "9e30"),
+        format!("I-{}{:>13}{:>8}", Token(9), "4000000000.5", "9e30"),
+        "Lshort".into(),
+        "NN".into(),
+    ];
+    let set = strings.map(|text| vec!["SET".to_owned(), key.to_owned(), text]);
+    let others = [
+        &["LPUSH", key, "V"][..],
+        &["SADD", key, "V"],
+        &["ZADD", key, "1", "V"],
+        &["HSET", key, "I", "V"],
+        &["XADD", key, "*", "I", "V"],
+    ];
+    let others = others.map(|words| words.iter().map(|word| (*word).to_owned()).collect());
+    set.into_iter().chain(others).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let redis = ground.redis.as_ref().unwrap();
+    let node = ground.node().await;
+    let epoch = node.cached.status().epoch;
+    for words in foreign(&node.cache_key("a")) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        redis.order(&["DEL", words[1]]).await.unwrap();
+        redis.order(&words).await.unwrap();
+        node.write("a", Some("one")).await.unwrap();
+        let status = node.cached.status();
+        assert_eq!(status.epoch, epoch, "{words:?}: {status:?}");
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit, "{words:?}");
+        // It comes between the announcement and the end.
+        let gate = support::Gate::shut();
+        let writer = tokio::spawn({
+            let (node, gate) = (node.clone(), gate.clone());
+            async move { node.write_slowly("a", Some("two"), gate).await }
+        });
+        gate.arrival().await;
+        redis.order(&["DEL", words[1]]).await.unwrap();
+        redis.order(&words).await.unwrap();
+        gate.let_through();
+        writer.await.unwrap().unwrap();
+        assert_eq!(node.value("a").await.as_deref(), Some("two"));
+        assert_eq!(node.cached.status().epoch, epoch, "{words:?}");
+    }
+    assert_eq!(node.cached.stats().cache_errors, 0);
+}
+
 /// A node without processor time: its runtime is held up for 300 ms again and again, so that its
 /// commands miss their 250 ms although Redis has answered at once. That says nothing about Redis, and
 /// must not take the cache from every other node.

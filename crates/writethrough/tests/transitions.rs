@@ -15,7 +15,7 @@ use writethrough::cache::{End, Session};
 use writethrough::{Cache, MemoryCache, RedisCache, RedisSettings};
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{Acquire, KeyState, Token};
-use writethrough_testbed::Testbed;
+use writethrough_testbed::{Redis, Testbed};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// The pure side's clock stands still: what lasts for any time at all never lapses.
@@ -54,6 +54,8 @@ struct Walk {
     states: HashMap<String, KeyState>,
     pages: HashMap<String, Page>,
     short_lived: Vec<Token>,
+    /// Where others can write too.
+    shared: Option<Arc<Redis>>,
     log: Vec<String>,
 }
 
@@ -149,6 +151,33 @@ impl Walk {
                 session.delete(&key).await.unwrap();
                 KeyState::Absent
             }
+            901..911 if let Some(redis) = self.shared.clone() => {
+                // Not an intent, of whatever type: as if nothing were there.
+                let intent = format!("I-{}{:013}{:08}", Token(9), 9_000_000_000_000_u64, 15_000);
+                let (cut, long) = (&intent[..54], format!("{intent}x"));
+                let junk = ["", "junk", "I", "I?", cut, long.as_str()];
+                match self.random.usize(0..8) {
+                    6 => redis.order(&["DEL", &key]).await.map(drop).unwrap(),
+                    7 => {
+                        redis.order(&["DEL", &key]).await.unwrap();
+                        redis.order(&["LPUSH", &key, "V"]).await.unwrap();
+                    }
+                    kind => drop(redis.order(&["SET", &key, junk[kind]]).await.unwrap()),
+                }
+                if self.random.bool() {
+                    let key = std::slice::from_ref(&key);
+                    session.begin(key, token, HOUR).await.unwrap();
+                    KeyState::Absent.begin(token, LONG, NOW)
+                } else {
+                    let end = End {
+                        key: key.clone(),
+                        value: Some(self.payload()),
+                        ttl: HOUR,
+                    };
+                    session.end(&[end], token).await.unwrap();
+                    KeyState::Absent
+                }
+            }
             900..901 => {
                 session.clear(&key).await.unwrap();
                 pure.clear()
@@ -187,7 +216,13 @@ impl Walk {
     }
 }
 
-async fn walk(session: Arc<dyn Session>, name: usize, seed: u64, operations: usize) {
+async fn walk(
+    session: Arc<dyn Session>,
+    shared: Option<Arc<Redis>>,
+    name: usize,
+    seed: u64,
+    operations: usize,
+) {
     println!("walk {name}: seed {seed}");
     let mut walk = Walk {
         session,
@@ -195,6 +230,7 @@ async fn walk(session: Arc<dyn Session>, name: usize, seed: u64, operations: usi
         states: HashMap::new(),
         pages: HashMap::new(),
         short_lived: Vec::new(),
+        shared,
         log: Vec::new(),
     };
     for _ in 0..operations {
@@ -203,10 +239,16 @@ async fn walk(session: Arc<dyn Session>, name: usize, seed: u64, operations: usi
     }
 }
 
-async fn walks(session: Arc<dyn Session>) {
+async fn walks(session: Arc<dyn Session>, shared: Option<Arc<Redis>>) {
     let walks = (0..8).map(|name| {
         let session = session.clone();
-        tokio::spawn(walk(session, name, fastrand::u64(..), 12_500))
+        tokio::spawn(walk(
+            session,
+            shared.clone(),
+            name,
+            fastrand::u64(..),
+            12_500,
+        ))
     });
     for walk in walks.collect::<Vec<_>>() {
         walk.await.unwrap();
@@ -217,13 +259,13 @@ async fn walks(session: Arc<dyn Session>) {
 async fn the_in_process_cache_follows_the_pure_transitions() {
     let cache = MemoryCache::new(64 << 20);
     let session = cache.sessions().borrow().clone().unwrap();
-    walks(session).await;
+    walks(session, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lua_scripts_follow_the_pure_transitions() {
     let testbed = Testbed::new().await.unwrap();
-    let redis = testbed.redis().await.unwrap();
+    let redis = Arc::new(testbed.redis().await.unwrap());
     let mut settings = RedisSettings::new(redis.url());
     // The walk is about states, not about time: a busy machine must not end it.
     settings.command_timeout = Duration::from_secs(10);
@@ -235,5 +277,5 @@ async fn the_lua_scripts_follow_the_pure_transitions() {
         .unwrap()
         .clone()
         .unwrap();
-    walks(session).await;
+    walks(session, Some(redis)).await;
 }

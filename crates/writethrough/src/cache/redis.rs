@@ -132,13 +132,22 @@ impl Scripts {
             hash: Script::new(text).get_hash().to_owned(),
         };
         Self {
-            begin: lua(include_str!("lua/begin.lua")),
-            end: lua(include_str!("lua/end.lua")),
+            begin: lua(concat!(
+                include_str!("lua/intent.lua"),
+                include_str!("lua/begin.lua")
+            )),
+            end: lua(concat!(
+                include_str!("lua/intent.lua"),
+                include_str!("lua/end.lua")
+            )),
             fill: lua(include_str!("lua/fill.lua")),
             renew_fill: lua(include_str!("lua/renew_fill.lua")),
             break_fill: lua(include_str!("lua/break_fill.lua")),
             fill_page: lua(include_str!("lua/fill_page.lua")),
-            lapse: lua(include_str!("lua/lapse.lua")),
+            lapse: lua(concat!(
+                include_str!("lua/intent.lua"),
+                include_str!("lua/lapse.lua")
+            )),
             clear: lua(include_str!("lua/clear.lua")),
             count: lua(include_str!("lua/count.lua")),
         }
@@ -1108,10 +1117,8 @@ impl Session for RedisSession {
         };
         let [state, page] = <[Value; 2]>::try_from(values)
             .map_err(|_| CacheError::Command("unexpected reply to MGET".into()))?;
-        let page = bytes_of(page)?
-            .map(Page::decode)
-            .transpose()
-            .map_err(|error| CacheError::Command(error.to_string()))?;
+        // What is no page is replaced by the next fill.
+        let page = bytes_of(page)?.and_then(|stored| Page::decode(stored).ok());
         let state = self.without_misdated(collection, state_of(state)?).await?;
         Ok((state, page))
     }

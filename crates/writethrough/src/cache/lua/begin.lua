@@ -4,13 +4,13 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local writers, flag, own, latest = {}, '-', false, 0
 
-if redis.call('GETRANGE', key, 0, 0) == 'I' then
-  local state = redis.call('GET', key)
+local state = intent(key)
+if state then
   for at = 3, #state, 53 do
     local deadline, meant =
       tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
     -- Further away than it was meant: this server's clock was set back since.
-    if deadline and meant and deadline > now and deadline - now <= meant then
+    if deadline > now and deadline - now <= meant then
       writers[#writers + 1] = string.sub(state, at, at + 52)
       own = own or string.sub(state, at, at + 31) == token
       latest = math.max(latest, deadline)

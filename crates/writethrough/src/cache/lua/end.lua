@@ -1,21 +1,20 @@
 -- KeyState::end. KEYS: the key. ARGV: token, encoded value ('' for none), its TTL in ms.
 local key, token, value, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local tag = redis.call('GETRANGE', key, 0, 0)
+local state = intent(key)
 
-if tag ~= 'I' then
+if not state then
   -- The intent was lost, so nothing that stands here is known to be current.
-  if tag ~= '' then redis.call('DEL', key) end
+  redis.call('DEL', key)
   return 0
 end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('GET', key)
 local others, own, latest = {}, false, 0
 for at = 3, #state, 53 do
   local deadline, meant =
     tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
-  if deadline and meant and deadline > now and deadline - now <= meant then
+  if deadline > now and deadline - now <= meant then
     if string.sub(state, at, at + 31) == token then
       own = true
     else
