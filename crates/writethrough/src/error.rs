@@ -28,6 +28,12 @@ pub enum Unavailable {
     /// missing, or the database cannot guard writes. Carries the reason.
     #[error("the epoch row cannot be used: {0}")]
     FenceBroken(String),
+    /// The write names more than [`crate::WriteSet::MAX`] values and collections.
+    #[error(
+        "a write may change at most {} values and collections",
+        crate::WriteSet::MAX
+    )]
+    TooManyKeys,
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,

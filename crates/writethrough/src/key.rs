@@ -1,5 +1,6 @@
 //! Names: what a value, a collection and a page are called in the cache.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use writethrough_protocol::EpochRow;
@@ -88,7 +89,11 @@ pub struct WriteSet {
 }
 
 impl WriteSet {
-    /// A write that changes nothing yet.
+    /// How many values and collections one write may change. Their announcements and their ends must
+    /// be through within [`crate::Settings::intent`].
+    pub const MAX: usize = 100_000;
+
+    /// A write that changes nothing yet. It is guarded all the same.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -106,5 +111,18 @@ impl WriteSet {
     pub fn collection(mut self, collection: Collection) -> Self {
         self.collections.push(collection);
         self
+    }
+
+    /// Each name once.
+    pub(crate) fn distinct(mut self) -> Self {
+        let mut seen = HashSet::new();
+        self.keys.retain(|key| seen.insert(key.clone()));
+        let mut seen = HashSet::new();
+        self.collections.retain(|name| seen.insert(name.clone()));
+        self
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len() + self.collections.len()
     }
 }

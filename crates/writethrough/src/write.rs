@@ -194,6 +194,10 @@ impl WriteThrough {
         if *self.engine.stopping.borrow() {
             return Err(WriteError::Unavailable(Unavailable::ShuttingDown));
         }
+        let set = set.distinct();
+        if set.len() > WriteSet::MAX {
+            return Err(WriteError::Unavailable(Unavailable::TooManyKeys));
+        }
         under_way.unfinished = true;
         let write = async move {
             let engine = &under_way.engine;
@@ -238,6 +242,8 @@ impl Engine {
                 .ok_or_else(|| self.no_epoch())?;
             let (epoch, announced) = match permit {
                 Permit::Bypass(epoch) => (epoch, None),
+                // Nothing to announce.
+                Permit::Cached(epoch, ..) | Permit::Leave(epoch) if set.len() == 0 => (epoch, None),
                 Permit::Leave(epoch) => {
                     let reason = supervisor::unconnected(self);
                     supervisor::leave(self, epoch, reason, deadline).await;

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use support::{Ground, Node, Pair, until};
 use writethrough::cache::SessionWatch;
-use writethrough::{Bypass, Cache, CacheError, ReadOutcome, RedisCache, RedisSettings, Settings};
+use writethrough::{
+    Bypass, Cache, CacheError, Commit, Json, Key, ReadOutcome, RedisCache, RedisSettings, Settings,
+    Unavailable, WriteError, WriteSet,
+};
 use writethrough_protocol::{KeyState, Token};
 use writethrough_testbed::{ChildSpec, Redis, Testbed};
 
@@ -882,6 +885,57 @@ async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
         assert_eq!(node.cached.status().epoch, epoch, "{words:?}");
     }
     assert_eq!(node.cached.stats().cache_errors, 0);
+}
+
+/// A write of these keys, each with a value.
+async fn write_all(node: &Node, ids: Vec<String>) -> support::Outcome<()> {
+    let keys: Vec<Key> = ids.iter().map(|id| Key::new("row", id)).collect();
+    let set = keys.iter().cloned().fold(WriteSet::new(), WriteSet::key);
+    let store = node.store.clone();
+    node.cached
+        .write(set, move |guard| {
+            let (keys, ids, store) = (keys.clone(), ids.clone(), store.clone());
+            async move {
+                let mut commit = Commit::new(());
+                for (key, id) in keys.iter().zip(&ids) {
+                    store.put(&guard, id, Some("one")).await?;
+                    commit = commit.cache(key, &Json("one".to_owned()));
+                }
+                Ok(commit)
+            }
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_no_key_of_a_key_twice_and_of_50_000_keys_keep_the_epoch() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let node = ground.node().await;
+    let epoch = node.cached.status().epoch;
+    write_all(&node, Vec::new()).await.unwrap();
+    assert_eq!(node.cached.status().epoch, epoch, "no key");
+    write_all(&node, vec!["a".into(), "a".into()])
+        .await
+        .unwrap();
+    assert_eq!(node.cached.status().epoch, epoch, "a key twice");
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+    let many = |count: usize| (0..count).map(|number| format!("k{number}")).collect();
+    let started = Instant::now();
+    write_all(&node, many(50_000)).await.unwrap();
+    println!("50 000 keys in {:?}", started.elapsed());
+    let status = node.cached.status();
+    assert_eq!(status.epoch, epoch, "{:?}", status.proposed_bypass);
+    for id in ["k0", "k25000", "k49999"] {
+        assert_eq!(node.read(id).await.outcome, ReadOutcome::Hit, "{id}");
+    }
+    let refused = write_all(&node, many(WriteSet::MAX + 1)).await;
+    assert!(
+        matches!(
+            refused,
+            Err(WriteError::Unavailable(Unavailable::TooManyKeys))
+        ),
+        "{refused:?}"
+    );
 }
 
 /// A node without processor time: its runtime is held up for 300 ms again and again, so that its

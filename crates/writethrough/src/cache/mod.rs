@@ -49,7 +49,7 @@ pub struct End {
 }
 
 /// A verified connection to one life of one cache server. Each method is one round trip (the walks
-/// `count` and `clear` are many short ones), bounded by the cache's command deadline.
+/// `count` and `clear`, and `begin` and `end` of many keys, are many short ones), each bounded by the cache's command deadline.
 ///
 /// `fill`, `renew_fill`, `break_fill`, `begin` and `end` may be tried again with the same token. `acquire_fill` must
 /// not: its first copy may execute late and put the lease back after a write has ended.

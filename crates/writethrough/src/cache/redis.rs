@@ -36,6 +36,9 @@ use crate::runtime::{self, NoRuntime};
 
 /// Keys that one step of a walk asks for: about a tenth of a millisecond of the server's time.
 const WALK_BATCH: usize = 128;
+/// Keys, and bytes, of a write that are sent at once, so that each answer comes well within its bound.
+const STEP_KEYS: usize = 256;
+const STEP_BYTES: usize = 1 << 20;
 /// Longest pause between two attempts to connect.
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 /// How often an idle connection is checked, which also finds a master that was demoted.
@@ -963,6 +966,30 @@ impl RedisSession {
         }
     }
 
+    /// Runs any number of script commands, a bounded number in each round trip.
+    async fn in_steps(&self, commands: impl Iterator<Item = Cmd>) -> Result<(), CacheError> {
+        let (mut step, mut bytes) = (Vec::new(), 0);
+        for command in commands {
+            let length: usize = command
+                .args_iter()
+                .map(|word| match word {
+                    Arg::Simple(word) => word.len(),
+                    _ => 0,
+                })
+                .sum();
+            if !step.is_empty() && (step.len() == STEP_KEYS || bytes + length > STEP_BYTES) {
+                self.scripts(std::mem::take(&mut step)).await?;
+                bytes = 0;
+            }
+            bytes += length;
+            step.push(command);
+        }
+        if !step.is_empty() {
+            self.scripts(step).await?;
+        }
+        Ok(())
+    }
+
     async fn script(&self, command: Cmd) -> Result<i64, CacheError> {
         match self.scripts(vec![command]).await?.as_slice() {
             [Value::Int(answer)] => Ok(*answer),
@@ -1082,9 +1109,7 @@ impl Session for RedisSession {
             begin.arg(&token.encode()).arg(millis(lifetime));
             begin
         };
-        self.scripts(keys.iter().map(begin).collect())
-            .await
-            .map(drop)
+        self.in_steps(keys.iter().map(begin)).await
     }
 
     async fn end(&self, ends: &[End], token: Token) -> Result<(), CacheError> {
@@ -1101,7 +1126,7 @@ impl Session for RedisSession {
                 .arg(millis(end.ttl));
             command
         };
-        self.scripts(ends.iter().map(end).collect()).await.map(drop)
+        self.in_steps(ends.iter().map(end)).await
     }
 
     async fn get_page(
