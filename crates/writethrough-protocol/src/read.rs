@@ -30,11 +30,13 @@ pub enum Bypass {
     SlowFill,
     /// The cache did not answer in time or answered with an error.
     CacheError,
+    /// The cached bytes are not a value of the expected type.
+    Undecodable,
 }
 
 impl Bypass {
     /// Every reason, in the order of [`Bypass::index`].
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Epoch,
         Self::Observing,
         Self::NoLease,
@@ -42,6 +44,7 @@ impl Bypass {
         Self::Intent,
         Self::SlowFill,
         Self::CacheError,
+        Self::Undecodable,
     ];
 
     /// The place of this reason in [`Bypass::ALL`].
@@ -61,6 +64,7 @@ impl Bypass {
             Self::Intent => "intent",
             Self::SlowFill => "slow-fill",
             Self::CacheError => "cache-error",
+            Self::Undecodable => "undecodable",
         }
     }
 }

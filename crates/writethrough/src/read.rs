@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 use writethrough_protocol::read::{
@@ -20,7 +21,7 @@ use crate::loads::{Follower, Leader, Role, Shared, Turn};
 use crate::runtime::within;
 use crate::settings::Consistency;
 use crate::span::cache_span;
-use crate::value::CacheValue;
+use crate::value::{CacheValue, DecodeError};
 use crate::write_through::{Engine, WriteThrough, new_token};
 
 /// Longest pause between two looks at another process's lease.
@@ -65,6 +66,23 @@ impl Stopwatch {
         let answer = work.await;
         self.0 += started.elapsed();
         answer
+    }
+}
+
+/// What a read asks for.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Value(&'a Key),
+    Page(&'a Collection, &'a str),
+}
+
+impl Place<'_> {
+    /// Tells loads past the cache apart.
+    fn name(self) -> String {
+        match self {
+            Self::Value(key) => key.as_str().into(),
+            Self::Page(collection, query) => collection.page(query),
+        }
     }
 }
 
@@ -275,13 +293,7 @@ impl WriteThrough {
         L: FnOnce() -> F + Send,
         F: Future<Output = Result<Option<V>, E>> + Send,
     {
-        let mut watch = Stopwatch::default();
-        let read = pin!(async {
-            let looked = self.engine.look_for_value(key, &mut watch).await;
-            self.engine
-                .finish(looked, watch, || key.as_str().into(), load)
-                .await
-        });
+        let read = pin!(self.engine.read(Place::Value(key), load));
         within(&self.engine.runtime, read).await
     }
 
@@ -306,49 +318,115 @@ impl WriteThrough {
         L: FnOnce() -> F + Send,
         F: Future<Output = Result<V, E>> + Send,
     {
-        let mut watch = Stopwatch::default();
-        let read = pin!(async {
-            let looked = self
-                .engine
-                .look_for_page(collection, query, &mut watch)
-                .await;
-            let load = || async { load().await.map(Some) };
-            self.engine
-                .finish(looked, watch, || collection.page(query), load)
-                .await
-        });
+        let load = || async { load().await.map(Some) };
+        let read = pin!(self.engine.read(Place::Page(collection, query), load));
         within(&self.engine.runtime, read).await
     }
 }
 
 impl Engine {
-    /// Loads if the cache had no answer, fills if it may, counts. `name` tells loads past the cache
-    /// apart.
-    async fn finish<V, E, L, F>(
-        &self,
-        looked: Looked,
-        mut watch: Stopwatch,
-        name: impl Fn() -> String,
-        load: L,
-    ) -> Result<Read<V>, ReadError<E>>
+    async fn look_for(&self, place: Place<'_>, watch: &mut Stopwatch) -> Looked {
+        match place {
+            Place::Value(key) => self.look_for_value(key, watch).await,
+            Place::Page(collection, query) => self.look_for_page(collection, query, watch).await,
+        }
+    }
+
+    /// Removes cached bytes that cannot be decoded, unless others are there by now.
+    async fn discard(&self, place: Place<'_>, bytes: &Bytes) {
+        let (name, session, epoch) = match (self.settings.consistency, self.permit()) {
+            (Consistency::Strict, Ok(permit)) => {
+                let name = match place {
+                    Place::Value(key) => key.in_epoch(&permit.suffix),
+                    Place::Page(collection, query) => {
+                        collection.page_in_epoch(&permit.suffix, query)
+                    }
+                };
+                (name, permit.session, Some(permit.epoch))
+            }
+            (Consistency::Textbook, _) => match (place, self.view().session.clone()) {
+                (Place::Value(key), Some(session)) => (key.as_str().to_owned(), session, None),
+                _ => return,
+            },
+            _ => return,
+        };
+        let span = cache_span!("redis_del", "EVALSHA", session, name, epoch);
+        if let Err(error) = session.discard(&name, bytes).instrument(span).await {
+            self.cache_failed("removing an undecodable value", &error);
+        }
+    }
+
+    fn undecodable(&self, place: Place<'_>, error: &DecodeError) {
+        if self.counters.decode_errors.get() == 0 {
+            let name = place.name();
+            tracing::warn!(
+                name,
+                "{error}; such entries are removed and loaded again, and counted from here on"
+            );
+        }
+        self.counters.decode_errors.add(1);
+    }
+
+    /// Looks, loads if the cache had no answer, fills if it may, counts.
+    async fn read<V, E, L, F>(&self, place: Place<'_>, load: L) -> Result<Read<V>, ReadError<E>>
     where
         V: CacheValue,
         L: FnOnce() -> F,
         F: Future<Output = Result<Option<V>, E>>,
     {
-        let (value, outcome) = match looked {
-            Looked::Found(payload, outcome) => match payload.map(V::decode).transpose() {
-                Ok(value) => (value, outcome),
-                Err(error) => {
-                    self.counters.decode_errors.add(1);
-                    tracing::debug!("{error}");
-                    let value = self.load(load).await?;
-                    (value, ReadOutcome::Bypassed(Bypass::CacheError))
+        let mut watch = Stopwatch::default();
+        let mut looked = self.look_for(place, &mut watch).await;
+        let mut undecodable = false;
+        let (value, outcome) = loop {
+            let Looked::Found(payload, outcome) = &looked else {
+                break self.load_and_fill(looked, place, &mut watch, load).await?;
+            };
+            match payload.clone().map(V::decode).transpose() {
+                Ok(value) => break (value, *outcome),
+                Err(error) => self.undecodable(place, &error),
+            }
+            looked = match (payload, outcome) {
+                // Looked at once more, it is to be loaded, or another read has loaded it.
+                (Some(bytes), ReadOutcome::Hit) if !undecodable => {
+                    undecodable = true;
+                    watch.time(self.discard(place, bytes)).await;
+                    self.look_for(place, &mut watch).await
                 }
-            },
+                _ => Looked::Alone(Bypass::Undecodable),
+            };
+        };
+        match outcome {
+            ReadOutcome::Hit => self.counters.hits.add(1),
+            ReadOutcome::Filled | ReadOutcome::Unfilled => self.counters.misses.add(1),
+            ReadOutcome::Coalesced => self.counters.coalesced.add(1),
+            ReadOutcome::Bypassed(reason) => self.counters.bypasses[reason.index()].add(1),
+        }
+        Ok(Read {
+            value,
+            outcome,
+            cache_time: watch.0,
+        })
+    }
+
+    /// Loads as the cache part of a read has ended.
+    async fn load_and_fill<V, E, L, F>(
+        &self,
+        looked: Looked,
+        place: Place<'_>,
+        watch: &mut Stopwatch,
+        load: L,
+    ) -> Result<(Option<V>, ReadOutcome), ReadError<E>>
+    where
+        V: CacheValue,
+        L: FnOnce() -> F,
+        F: Future<Output = Result<Option<V>, E>>,
+    {
+        Ok(match looked {
+            // Not called with an answer.
+            Looked::Found(_, outcome) => (self.load(load).await?, outcome),
             Looked::Alone(reason) => (self.load(load).await?, ReadOutcome::Bypassed(reason)),
             Looked::Bypass(reason) => (
-                self.load_in_bypass(&name(), load).await?,
+                self.load_in_bypass(place, load).await?,
                 ReadOutcome::Bypassed(reason),
             ),
             Looked::LoadBeside(leader) => {
@@ -387,17 +465,6 @@ impl Engine {
                 self.counters.refused_reads.add(1);
                 return Err(reason.into());
             }
-        };
-        match outcome {
-            ReadOutcome::Hit => self.counters.hits.add(1),
-            ReadOutcome::Filled | ReadOutcome::Unfilled => self.counters.misses.add(1),
-            ReadOutcome::Coalesced => self.counters.coalesced.add(1),
-            ReadOutcome::Bypassed(reason) => self.counters.bypasses[reason.index()].add(1),
-        }
-        Ok(Read {
-            value,
-            outcome,
-            cache_time: watch.0,
         })
     }
 
@@ -428,7 +495,7 @@ impl Engine {
     /// Loads past the cache, or shares such a load that begins after this read did.
     async fn load_in_bypass<V, E, L, F>(
         &self,
-        name: &str,
+        place: Place<'_>,
         load: L,
     ) -> Result<Option<V>, ReadError<E>>
     where
@@ -436,9 +503,10 @@ impl Engine {
         L: FnOnce() -> F,
         F: Future<Output = Result<Option<V>, E>>,
     {
+        let name = place.name();
         let mut patience = Patience::new(self);
         let gave_up = loop {
-            match self.loads.join(name) {
+            match self.loads.join(&name) {
                 Turn::Lead(forming) => {
                     let Some(running) = forming.begin(patience.until).await else {
                         break GiveUp::TimedOut;
@@ -460,8 +528,7 @@ impl Engine {
                                 return Ok(value);
                             }
                             Err(error) => {
-                                self.counters.decode_errors.add(1);
-                                tracing::debug!("{error}");
+                                self.undecodable(place, &error);
                                 return self.load(load).await;
                             }
                         },

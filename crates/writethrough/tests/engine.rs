@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use support::{Gate, Ground, Node, Pair, StoreError, until};
@@ -55,6 +55,7 @@ on_every_pair!(
     clearing_leaves_intents_alone,
     values_expire,
     bytes_of_another_type_are_read_from_the_store,
+    what_cannot_be_decoded_is_loaded_once_for_1000_reads,
     the_textbook_serves_a_stale_value_after_a_slow_fill,
     shutdown_waits_for_writes_and_refuses_new_ones,
     off_never_touches_the_cache,
@@ -550,8 +551,50 @@ async fn bytes_of_another_type_are_read_from_the_store(pair: Pair) {
         .await
         .unwrap();
     assert_eq!(read.value, Some(Json(7)));
-    assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::CacheError));
-    assert_eq!(node.cached.stats().decode_errors, 1);
+    assert_eq!(read.outcome, ReadOutcome::Filled);
+    let stats = node.cached.stats();
+    assert_eq!((stats.decode_errors, stats.cache_errors), (1, 0));
+}
+
+/// After a deployment with another form of the value: each entry is loaded once, a page likewise.
+async fn what_cannot_be_decoded_is_loaded_once_for_1000_reads(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node_with(patient()).await;
+    node.write("a", Some("text")).await.unwrap();
+    let rows = Collection::new("rows");
+    let page = || async { Ok::<_, StoreError>(Json("text".to_owned())) };
+    node.cached.read_page(&rows, "all", page).await.unwrap();
+    let (values, pages) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let readers: Vec<_> = (0..1000)
+        .map(|_| {
+            let (node, rows) = (node.clone(), rows.clone());
+            let (values, pages) = (values.clone(), pages.clone());
+            tokio::spawn(async move {
+                let load = || async {
+                    values.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, StoreError>(Some(Json(7)))
+                };
+                let key = Key::new("row", "a");
+                let value = node.cached.read(&key, load).await.unwrap().value;
+                let load = || async {
+                    pages.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, StoreError>(Json(8))
+                };
+                let page = node.cached.read_page(&rows, "all", load).await.unwrap();
+                (value, page.value)
+            })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap(), (Some(Json(7)), Some(Json(8))));
+    }
+    assert_eq!(values.load(Ordering::SeqCst), 1);
+    // A read that looked just before a page was filled, and came to load just after, loads too.
+    let pages = pages.load(Ordering::SeqCst);
+    assert!(pages < 20, "{pages} loads of one page");
+    let stats = node.cached.stats();
+    assert_eq!((stats.bypassed(), stats.cache_errors), (0, 0));
+    assert!(stats.decode_errors >= 2);
 }
 
 /// The same schedule as above, under the textbook pattern: the test that must be able to fail.

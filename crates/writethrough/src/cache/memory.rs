@@ -388,6 +388,19 @@ impl Session for MemorySession {
         Ok(filled)
     }
 
+    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError> {
+        let _atomic = self.0.lock(key);
+        let holds = self
+            .0
+            .look(key)
+            .is_some_and(|Entry { stored, .. }| match stored.first() {
+                Some(b'V') => stored[1..] == *bytes,
+                Some(b'P') => Page::decode(stored).is_ok_and(|page| page.bytes == *bytes),
+                _ => false,
+            });
+        Ok(holds && self.0.entries.remove(key).is_some())
+    }
+
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError> {
         self.0
             .transit(key, ttl, |_, _| (Some(KeyState::Value(payload)), ()));

@@ -126,6 +126,9 @@ pub trait Session: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<bool, CacheError>;
 
+    /// Removes a value or a page if it still holds these bytes. Tells whether it did.
+    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError>;
+
     /// Stores a value unconditionally: for the textbook mode only.
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError>;
 

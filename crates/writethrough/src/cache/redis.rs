@@ -124,6 +124,7 @@ struct Scripts {
     break_fill: Lua,
     fill_page: Lua,
     lapse: Lua,
+    discard: Lua,
     clear: Lua,
     count: Lua,
 }
@@ -151,12 +152,13 @@ impl Scripts {
                 include_str!("lua/intent.lua"),
                 include_str!("lua/lapse.lua")
             )),
+            discard: lua(include_str!("lua/discard.lua")),
             clear: lua(include_str!("lua/clear.lua")),
             count: lua(include_str!("lua/count.lua")),
         }
     }
 
-    fn all(&self) -> [(&'static str, &Lua); 9] {
+    fn all(&self) -> [(&'static str, &Lua); 10] {
         let Self {
             begin,
             end,
@@ -165,6 +167,7 @@ impl Scripts {
             break_fill,
             fill_page,
             lapse,
+            discard,
             clear,
             count,
         } = self;
@@ -176,6 +179,7 @@ impl Scripts {
             ("break_fill", break_fill),
             ("fill_page", fill_page),
             ("lapse", lapse),
+            ("discard", discard),
             ("clear", clear),
             ("count", count),
         ]
@@ -233,6 +237,7 @@ impl Scripts {
         script("renew_fill", &self.renew_fill, &[key], &[&token, ms]);
         script("fill", &self.fill, &[key], &[&token, b"V", ms]);
         script("count", &self.count, &[key], &[]);
+        script("discard", &self.discard, &[key], &[b""]);
         script("begin", &self.begin, &[key], &[&token, ms]);
         script("begin", &self.begin, &[key], &[&token, ms]);
         script("lapse", &self.lapse, &[key], &[]);
@@ -1164,6 +1169,12 @@ impl Session for RedisSession {
         .encode();
         fill.arg(&token.encode()).arg(&encoded[..]).arg(millis(ttl));
         Ok(self.script(fill).await? == 1)
+    }
+
+    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError> {
+        let mut discard = evalsha(&self.scripts.discard, &[key]);
+        discard.arg(&bytes[..]);
+        Ok(self.script(discard).await? == 1)
     }
 
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError> {
