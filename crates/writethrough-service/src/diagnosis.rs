@@ -22,6 +22,10 @@ pub(crate) fn diagnose(database: bool, status: Option<&Status>) -> Diagnosis {
     let cause = (!database)
         .then(|| "the database does not answer".to_owned())
         .or_else(|| cache_trouble(status));
+    let refused = || {
+        let why = status.refused_change.as_ref()?;
+        Some(format!("this node cannot change the epoch row: {why}"))
+    };
     let slow = || {
         let slow = status.slow_loads?;
         Some(format!(
@@ -33,7 +37,7 @@ pub(crate) fn diagnose(database: bool, status: Option<&Status>) -> Diagnosis {
     };
     Diagnosis {
         degraded: cause.is_some(),
-        reason: cause.or_else(slow),
+        reason: cause.or_else(refused).or_else(slow),
     }
 }
 
@@ -103,6 +107,7 @@ mod tests {
             astray: None,
             proposed_bypass: None,
             slow_loads: None,
+            refused_change: None,
         }
     }
 
@@ -132,6 +137,11 @@ mod tests {
             (|s| s.astray = Some(Astray::OtherHistory), true, "history"),
             (|s| s.connected = false, true, "no verified connection"),
             (|s| s.mode = "bypass", true, "not in use yet"),
+            (
+                |s| s.refused_change = Some("permission denied".into()),
+                false,
+                "permission denied",
+            ),
         ] {
             let mut status = well();
             change(&mut status);
