@@ -68,6 +68,7 @@ async fn poll_epochs(engine: Arc<Engine>) {
     let mut ticks = tokio::time::interval(engine.settings.poll);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = None;
+    let mut read_only = false;
     let mut lost_at = Some(Instant::now());
     let mut last = Instant::now();
     loop {
@@ -93,6 +94,17 @@ async fn poll_epochs(engine: Arc<Engine>) {
                     tracing::info!("the epoch row can be used again");
                 }
                 *engine.fence_error() = None;
+                match (engine.fence.refuses_changes(), read_only) {
+                    (Some(error), _) => {
+                        changes_refused(&engine, Some(error));
+                        read_only = true;
+                    }
+                    (None, true) => {
+                        changes_refused(&engine, None);
+                        read_only = false;
+                    }
+                    (None, false) => {}
+                }
                 act(&engine, &sighting, lost_at).await;
             }
             Err(error) => {
@@ -241,12 +253,18 @@ async fn changing<T>(
     change: impl Future<Output = Result<T, FenceError>>,
 ) -> Result<T, FenceError> {
     let result = bounded(PROPOSE_TIMEOUT, change).await;
-    let refused = match &result {
-        Ok(_) => None,
-        Err(error @ FenceError::Broken(_)) => Some(error.clone()),
-        // It says nothing about what is allowed.
-        Err(FenceError::Away(_)) => return result,
-    };
+    match &result {
+        Ok(_) => changes_refused(engine, None),
+        // While it is known why, the database's words for each change add nothing.
+        Err(error @ FenceError::Broken(_)) if engine.fence.refuses_changes().is_none() => {
+            changes_refused(engine, Some(error.clone()));
+        }
+        Err(_) => {}
+    }
+    result
+}
+
+fn changes_refused(engine: &Engine, refused: Option<FenceError>) {
     let mut told = engine
         .refused_change
         .lock()
@@ -258,8 +276,6 @@ async fn changing<T>(
         }
         *told = refused;
     }
-    drop(told);
-    result
 }
 
 async fn propose(engine: &Engine, proposal: &Proposal) -> Result<(), FenceError> {

@@ -411,6 +411,38 @@ async fn a_fence_whose_role_may_not_change_the_row_says_so() {
     assert_eq!(node.cached.status().refused_change, None);
 }
 
+/// Hits go on, so nothing else would tell that no write can succeed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_turned_read_only_is_seen_in_the_status() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let postgres = ground.postgres.as_ref().unwrap();
+    let node = ground.node().await;
+    node.write("a", Some("kept")).await.unwrap();
+    let read_only = async |value: &str| {
+        let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+        postgres.run(&set).await.unwrap();
+        postgres.run("SELECT pg_reload_conf()").await.unwrap();
+    };
+    read_only("on").await;
+    until("it is seen", async || {
+        let reason = node.cached.status().refused_change;
+        reason.is_some_and(|reason| reason.contains("the database is read-only"))
+    })
+    .await;
+    let outcome = node.write("a", Some("refused")).await;
+    assert!(
+        matches!(outcome, Err(WriteError::Rejected(_))),
+        "{outcome:?}"
+    );
+    assert_eq!(node.value("a").await.as_deref(), Some("kept"));
+    read_only("off").await;
+    until("it is over", async || {
+        node.cached.status().refused_change.is_none()
+    })
+    .await;
+    node.write("a", Some("written")).await.unwrap();
+}
+
 async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {
     [pool.get().await.unwrap(), pool.get().await.unwrap()]
 }

@@ -72,6 +72,12 @@ pub trait Fence: Send + Sync + 'static {
     /// Tells the others that this node's cache connection is broken.
     async fn report_trouble(&self) -> Result<(), FenceError>;
 
+    /// Why the last poll found that no change of the row would be allowed now; none when it found
+    /// nothing of the kind.
+    fn refuses_changes(&self) -> Option<FenceError> {
+        None
+    }
+
     /// Makes the guard of a write announced in `epoch`.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 //! In a transaction of several statements, `SELECT writethrough.guard($1)` comes first. The
 //! function refuses to run above READ COMMITTED, where it could not see a newer epoch.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -141,6 +142,8 @@ pub struct PostgresFence {
     pool: Pool,
     /// The server that passed the test of its locks.
     tested: tokio::sync::Mutex<Option<String>>,
+    /// Whether the last poll found the server read-only.
+    read_only: AtomicBool,
 }
 
 /// A pooled connection that is thrown away unless its work was seen to end: the reply to an
@@ -219,6 +222,7 @@ impl PostgresFence {
         Self {
             pool,
             tested: tokio::sync::Mutex::new(None),
+            read_only: AtomicBool::new(false),
         }
     }
 
@@ -371,27 +375,29 @@ impl PostgresFence {
         types: &[Type],
         parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
     ) -> Result<Sighting, FenceError> {
-        let row = self
-            .query(statement, types, parameters)
-            .await?
-            .ok_or_else(|| FenceError::Broken(MISSING.to_owned()))?;
-        let number: i64 = row.try_get(0).map_err(failed)?;
-        let cached_on: Option<String> = row.try_get(1).map_err(failed)?;
-        let settled: bool = row.try_get(2).map_err(failed)?;
-        let trouble_seconds: Option<f64> = row.try_get(3).map_err(failed)?;
-        let history: String = row.try_get(4).map_err(failed)?;
-        let in_its_history: bool = row.try_get(5).map_err(failed)?;
-        Ok(Sighting {
-            in_its_history,
-            row: EpochRow {
-                history: HistoryId::new(history),
-                number: Epoch(number.unsigned_abs()),
-                mode: cached_on.map_or(Mode::Bypass, |id| Mode::Cached(ServerId::new(id))),
-                settled,
-            },
-            trouble_age: trouble_seconds.map(|age| Duration::from_secs_f64(age.clamp(0.0, 1e9))),
-        })
+        let row = self.query(statement, types, parameters).await?;
+        let row = row.ok_or_else(|| FenceError::Broken(MISSING.to_owned()))?;
+        sighting(&row).map_err(failed)
     }
+}
+
+fn sighting(row: &Row) -> Result<Sighting, tokio_postgres::Error> {
+    let number: i64 = row.try_get(0)?;
+    let cached_on: Option<String> = row.try_get(1)?;
+    let settled: bool = row.try_get(2)?;
+    let trouble_seconds: Option<f64> = row.try_get(3)?;
+    let history: String = row.try_get(4)?;
+    let in_its_history: bool = row.try_get(5)?;
+    Ok(Sighting {
+        in_its_history,
+        row: EpochRow {
+            history: HistoryId::new(history),
+            number: Epoch(number.unsigned_abs()),
+            mode: cached_on.map_or(Mode::Bypass, |id| Mode::Cached(ServerId::new(id))),
+            settled,
+        },
+        trouble_age: trouble_seconds.map(|age| Duration::from_secs_f64(age.clamp(0.0, 1e9))),
+    })
 }
 
 fn number(epoch: Epoch) -> i64 {
@@ -401,9 +407,13 @@ fn number(epoch: Epoch) -> i64 {
 #[async_trait]
 impl Fence for PostgresFence {
     async fn poll(&self) -> Result<Sighting, FenceError> {
-        let sighting = self
-            .sighting("SELECT * FROM writethrough.row_seen", &[], &[])
-            .await?;
+        const POLL: &str = "SELECT row_seen.*, current_setting('transaction_read_only') = 'on' \
+                            FROM writethrough.row_seen";
+        let row = self.query(POLL, &[], &[]).await?;
+        let row = row.ok_or_else(|| FenceError::Broken(MISSING.to_owned()))?;
+        let sighting = sighting(&row).map_err(failed)?;
+        let read_only = row.try_get(6).map_err(failed)?;
+        self.read_only.store(read_only, Ordering::Relaxed);
         // Another history is on another server, or on one that was restored.
         let server = format!("{} {}", sighting.row.history, sighting.in_its_history);
         self.tested(server).await?;
@@ -451,6 +461,11 @@ impl Fence for PostgresFence {
     async fn report_trouble(&self) -> Result<(), FenceError> {
         let statement = "UPDATE writethrough.epoch SET trouble_at = clock_timestamp()";
         self.query(statement, &[], &[]).await.map(drop)
+    }
+
+    fn refuses_changes(&self) -> Option<FenceError> {
+        let read_only = self.read_only.load(Ordering::Relaxed);
+        read_only.then(|| FenceError::Broken("the database is read-only".to_owned()))
     }
 
     async fn enter(&self, epoch: Epoch) -> Result<Guard, Fenced> {
