@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_postgres::{HookError, Object, Pool, PoolError};
+use deadpool_postgres::{Object, Pool};
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
@@ -168,12 +168,7 @@ fn failed(error: impl std::error::Error + 'static) -> FenceError {
     let reason = describe(&error);
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(error) = cause {
-        // What its owner found on a new connection, unlike that there is none.
-        let unfit = matches!(
-            error.downcast_ref::<PoolError>(),
-            Some(PoolError::PostCreateHook(HookError::Message(_)))
-        );
-        if unfit || error.downcast_ref().is_some_and(needs_mending) {
+        if error.downcast_ref().is_some_and(needs_mending) {
             return FenceError::Broken(reason);
         }
         cause = error.source();
