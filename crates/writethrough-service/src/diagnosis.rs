@@ -36,7 +36,7 @@ pub(crate) fn diagnose(database: bool, status: Option<&Status>) -> Diagnosis {
         ))
     };
     Diagnosis {
-        degraded: cause.is_some(),
+        degraded: cause.is_some() || status.refused_change.is_some(),
         reason: cause.or_else(refused).or_else(slow),
     }
 }
@@ -108,6 +108,7 @@ mod tests {
             proposed_bypass: None,
             slow_loads: None,
             refused_change: None,
+            ended: None,
         }
     }
 
@@ -139,7 +140,7 @@ mod tests {
             (|s| s.mode = "bypass", true, "not in use yet"),
             (
                 |s| s.refused_change = Some("permission denied".into()),
-                false,
+                true,
                 "permission denied",
             ),
         ] {

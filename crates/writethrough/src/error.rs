@@ -34,6 +34,10 @@ pub enum Unavailable {
         crate::WriteSet::MAX
     )]
     TooManyKeys,
+    /// A background task of the engine has ended, with its runtime or by a panic; see
+    /// [`crate::Status::ended`].
+    #[error("the engine's background tasks have ended")]
+    TaskEnded,
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,

@@ -91,6 +91,9 @@ impl Default for Settings {
     }
 }
 
+/// The most loads at once: more than any database takes.
+const MAX_LOADS: usize = 1_000_000;
+
 /// A setting that would break the protocol's bounds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{field}` is wrong: {remedy}")]
@@ -98,44 +101,65 @@ pub struct InvalidSettings {
     /// The field of [`Settings`].
     pub field: &'static str,
     /// What is allowed.
-    pub remedy: &'static str,
+    pub remedy: String,
 }
 
 impl Settings {
-    /// Checks the relations that the protocol's safety rests on.
+    /// Checks that each field is within its bounds, and the relations that the protocol's safety rests
+    /// on.
     ///
     /// # Errors
     ///
     /// [`InvalidSettings`] names the first field that is out of bounds.
     pub fn validate(&self) -> Result<(), InvalidSettings> {
-        let rules: [(bool, &'static str, &'static str); 10] = [
+        let timing = &self.timing;
+        let ms = Duration::from_millis;
+        let (minute, day, year) = (ms(60_000), ms(86_400_000), ms(31_536_000_000));
+        // What each field may be by itself. The shortest are what timers and servers can keep to; the
+        // longest keep every sum of times within what they can count.
+        let bounds = [
+            ("ttl", self.ttl, ms(100), year),
+            ("negative_ttl", self.negative_ttl, ms(100), year),
+            ("timing.lease", timing.lease, ms(30), minute),
+            ("timing.settle", timing.settle, ms(30), minute * 10),
+            ("timing.hold_off", timing.hold_off, ms(0), minute * 10),
+            ("poll", self.poll, ms(10), minute),
+            ("poll_timeout", self.poll_timeout, ms(10), minute),
+            ("fill_lease", self.fill_lease, ms(10), day),
+            ("fill_wait", self.fill_wait, ms(0), day),
+            ("load_timeout", self.load_timeout, ms(1), day),
+            // The stored form of an announcement counts up to a little more than a day.
+            ("intent", self.intent, ms(100), day),
+            ("write_timeout", self.write_timeout, ms(1), day),
+            ("write_deadline", self.write_deadline, ms(1), day),
+            ("reconnect_grace", self.reconnect_grace, ms(1), minute),
+        ];
+        for (field, value, least, most) in bounds {
+            if value < least || value > most {
+                return Err(InvalidSettings {
+                    field,
+                    remedy: format!("it must be from {least:?} to {most:?}"),
+                });
+            }
+        }
+        let rules = [
             (
-                self.ttl >= Duration::from_millis(100),
-                "ttl",
-                "it must be at least 100 ms",
-            ),
-            (
-                self.negative_ttl >= Duration::from_millis(100),
-                "negative_ttl",
-                "it must be at least 100 ms",
-            ),
-            (
-                self.poll * 3 <= self.timing.lease,
+                self.poll <= timing.lease / 3,
                 "poll",
                 "it must be at most a third of the lease",
             ),
             (
-                self.poll_timeout < self.timing.lease,
+                self.poll_timeout < timing.lease,
                 "poll_timeout",
                 "it must be shorter than the lease",
             ),
             (
-                self.timing.settle >= self.timing.lease.mul_f64(1.2),
+                timing.settle >= timing.lease.mul_f64(1.2),
                 "timing.settle",
                 "it must be at least 1.2 times the lease, for clocks that drift",
             ),
             (
-                self.write_timeout * 2 <= self.intent,
+                self.write_timeout <= self.intent / 2,
                 "write_timeout",
                 "it must be at most half of `intent`",
             ),
@@ -154,10 +178,17 @@ impl Settings {
                 "load_timeout",
                 "it must be longer than `fill_wait`",
             ),
-            (self.max_loads > 0, "max_loads", "it must be at least 1"),
+            (
+                (1..=MAX_LOADS).contains(&self.max_loads),
+                "max_loads",
+                "it must be from 1 to 1000000",
+            ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
-            Some((_, field, remedy)) => Err(InvalidSettings { field, remedy }),
+            Some((_, field, remedy)) => Err(InvalidSettings {
+                field,
+                remedy: remedy.to_owned(),
+            }),
             None => Ok(()),
         }
     }
@@ -173,5 +204,48 @@ mod tests {
         let mut settings = Settings::default();
         settings.timing.settle = settings.timing.lease;
         assert_eq!(settings.validate().unwrap_err().field, "timing.settle");
+    }
+
+    type Edit = fn(&mut Settings, Duration);
+
+    #[test]
+    fn every_field_has_bounds() {
+        let edits: [(&str, Edit); 14] = [
+            ("ttl", |s, d| s.ttl = d),
+            ("negative_ttl", |s, d| s.negative_ttl = d),
+            ("timing.lease", |s, d| s.timing.lease = d),
+            ("timing.settle", |s, d| s.timing.settle = d),
+            ("timing.hold_off", |s, d| s.timing.hold_off = d),
+            ("poll", |s, d| s.poll = d),
+            ("poll_timeout", |s, d| s.poll_timeout = d),
+            ("fill_lease", |s, d| s.fill_lease = d),
+            ("fill_wait", |s, d| s.fill_wait = d),
+            ("load_timeout", |s, d| s.load_timeout = d),
+            ("intent", |s, d| s.intent = d),
+            ("write_timeout", |s, d| s.write_timeout = d),
+            ("write_deadline", |s, d| s.write_deadline = d),
+            ("reconnect_grace", |s, d| s.reconnect_grace = d),
+        ];
+        for (field, edit) in edits {
+            for wrong in [Duration::ZERO, Duration::MAX] {
+                let may_be_zero = matches!(field, "timing.hold_off" | "fill_wait");
+                let mut settings = Settings::default();
+                edit(&mut settings, wrong);
+                let validated = settings.validate();
+                if wrong.is_zero() && may_be_zero {
+                    assert_eq!(validated, Ok(()), "{field}");
+                } else {
+                    let error = validated.unwrap_err();
+                    assert_eq!(error.field, field, "{wrong:?}: {error}");
+                }
+            }
+        }
+        for wrong in [0, usize::MAX] {
+            let settings = Settings {
+                max_loads: wrong,
+                ..Settings::default()
+            };
+            assert_eq!(settings.validate().unwrap_err().field, "max_loads");
+        }
     }
 }

@@ -146,6 +146,9 @@ pub struct Status {
     pub server: Option<String>,
     /// Whether there is a verified cache connection.
     pub connected: bool,
+    /// The background task that has ended, with its runtime or by a panic: this node uses no cache and
+    /// writes nothing from then on. None while all run, and after a shutdown.
+    pub ended: Option<&'static str>,
     /// Why the last poll of the epoch row failed; none when it succeeded.
     pub fence_error: Option<String>,
     /// Why this node cannot change the epoch row, though it can read it (a missing permission, a database

@@ -18,16 +18,41 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Starts the tasks that run until the engine stops.
 pub(crate) fn start(engine: &Arc<Engine>) {
-    tokio::spawn(until_stopped(
-        engine.clone(),
-        follow_sessions(engine.clone()),
-    ));
+    let follow = follow_sessions(engine.clone());
+    let name = "the one that follows the cache connection";
+    tokio::spawn(until_stopped(engine.clone(), name, follow));
     if engine.settings.consistency == Consistency::Strict {
-        tokio::spawn(until_stopped(engine.clone(), poll_epochs(engine.clone())));
+        let poll = poll_epochs(engine.clone());
+        let name = "the one that polls the epoch row";
+        tokio::spawn(until_stopped(engine.clone(), name, poll));
     }
 }
 
-async fn until_stopped(engine: Arc<Engine>, task: impl Future<Output = ()>) {
+/// Tells when a background task ends that should not: it has panicked, or its runtime is gone.
+struct Alive(Arc<Engine>, &'static str);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let Self(engine, name) = self;
+        if *engine.stopping.borrow() || engine.ended.set(name).is_err() {
+            return;
+        }
+        tracing::error!(
+            "a background task of the engine has ended, {name}: this node uses no cache and writes \
+             nothing until it is started again"
+        );
+        *engine.fence_error() = Some(FenceError::Broken(format!(
+            "a background task has ended, {name}"
+        )));
+        engine.change(|view| {
+            view.session = None;
+            view.node = Node::new(engine.settings.timing);
+        });
+    }
+}
+
+async fn until_stopped(engine: Arc<Engine>, name: &'static str, task: impl Future<Output = ()>) {
+    let _alive = Alive(engine.clone(), name);
     let mut stopping = engine.stopping.subscribe();
     tokio::select! {
         () = task => {}
@@ -88,7 +113,11 @@ async fn poll_epochs(engine: Arc<Engine>) {
         } else {
             lost_at.or_else(|| Some(Instant::now()))
         };
-        match poll(&engine).await {
+        let polled = poll(&engine).await;
+        if engine.ended.get().is_some() {
+            return;
+        }
+        match polled {
             Ok(sighting) => {
                 if told.take().is_some() {
                     tracing::info!("the epoch row can be used again");
@@ -304,7 +333,7 @@ pub(crate) async fn leave(
     let attempts = async {
         loop {
             let _one = engine.proposing.lock().await;
-            if over() {
+            if over() || engine.ended.get().is_some() {
                 return;
             }
             say_why(engine, epoch, reason.clone());
@@ -315,5 +344,6 @@ pub(crate) async fn leave(
             }
         }
     };
-    tokio::time::timeout_at(deadline, attempts).await.is_ok() || over()
+    let _ = tokio::time::timeout_at(deadline, attempts).await;
+    over()
 }

@@ -194,6 +194,7 @@ impl WriteThrough {
         if *self.engine.stopping.borrow() {
             return Err(WriteError::Unavailable(Unavailable::ShuttingDown));
         }
+        self.engine.still_alive()?;
         let set = set.distinct();
         if set.len() > WriteSet::MAX {
             return Err(WriteError::Unavailable(Unavailable::TooManyKeys));
@@ -247,6 +248,7 @@ impl Engine {
                 Permit::Leave(epoch) => {
                     let reason = supervisor::unconnected(self);
                     supervisor::leave(self, epoch, reason, deadline).await;
+                    self.still_alive()?;
                     continue;
                 }
                 Permit::Cached(epoch, suffix, session) => {
@@ -260,6 +262,7 @@ impl Engine {
                             let why = why.unwrap_or_default();
                             let reason = format!("a write could not be announced: {why}");
                             supervisor::leave(self, epoch, reason, deadline).await;
+                            self.still_alive()?;
                             continue;
                         }
                     }
@@ -330,6 +333,13 @@ impl Engine {
             Some(reason) => Unavailable::FenceBroken(reason),
             None => Unavailable::Fence,
         })
+    }
+
+    fn still_alive<E>(&self) -> Result<(), WriteError<E>> {
+        match self.ended.get() {
+            None => Ok(()),
+            Some(_) => Err(WriteError::Unavailable(Unavailable::TaskEnded)),
+        }
     }
 
     /// Runs the operation within its bound and sorts its outcome.

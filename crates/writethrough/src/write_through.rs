@@ -1,7 +1,7 @@
 //! The engine's public face and the state that its parts share.
 
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,6 +53,8 @@ pub(crate) struct Engine {
     fence_error: Mutex<Option<FenceError>>,
     /// Why the fence refuses every change of the epoch; `None` when it does not.
     pub(crate) refused_change: Mutex<Option<FenceError>>,
+    /// The background task that has ended before the engine was stopped.
+    pub(crate) ended: OnceLock<&'static str>,
     /// Writes under way; shutdown waits for them.
     pub(crate) writes: watch::Sender<usize>,
     pub(crate) stopping: watch::Sender<bool>,
@@ -170,6 +172,7 @@ impl WriteThrough {
             counters: Counters::default(),
             fence_error: Mutex::new(Some(FenceError::Away("it has not been read yet".into()))),
             refused_change: Mutex::new(None),
+            ended: OnceLock::new(),
             writes: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             counted: tokio::sync::Mutex::new(None),
@@ -221,6 +224,7 @@ impl WriteThrough {
                 .as_ref()
                 .map(|session| session.server().to_string()),
             connected: view.session.is_some(),
+            ended: engine.ended.get().copied(),
             fence_error: reason(&engine.fence_error).filter(|_| strict),
             refused_change: reason(&engine.refused_change),
             lease_age,

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use support::{Gate, Ground, Node, Pair, StoreError, until};
 use writethrough::{
-    Bypass, Collection, Commit, Consistency, Json, Key, OpError, ReadError, ReadOutcome,
-    RedisCache, RedisSettings, Settings, Unavailable, WriteError, WriteSet,
+    Bypass, Collection, Commit, Consistency, Epoch, Fence, FenceError, Fenced, Guard, Json, Key,
+    LocalFence, OpError, ReadError, ReadOutcome, RedisCache, RedisSettings, Settings, Unavailable,
+    WriteError, WriteSet,
 };
+use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
 
 /// Runs each case on each pair of cache and fence.
@@ -1159,4 +1161,86 @@ async fn a_stampede_on_two_nodes_loads_at_most_twice() {
     for node in &nodes {
         assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
     }
+}
+
+/// A fence that panics when it is polled for the second time.
+struct Panics(LocalFence, AtomicU64);
+
+#[async_trait::async_trait]
+impl Fence for Panics {
+    async fn poll(&self) -> Result<Sighting, FenceError> {
+        assert!(
+            self.1.fetch_add(1, Ordering::SeqCst) < 1,
+            "a bug in a fence"
+        );
+        self.0.poll().await
+    }
+
+    async fn propose(&self, proposal: &Proposal) -> Result<Sighting, FenceError> {
+        self.0.propose(proposal).await
+    }
+
+    async fn mark_settled(&self, epoch: Epoch) -> Result<(), FenceError> {
+        self.0.mark_settled(epoch).await
+    }
+
+    async fn report_trouble(&self) -> Result<(), FenceError> {
+        self.0.report_trouble().await
+    }
+
+    async fn enter(&self, epoch: Epoch) -> Result<Guard, Fenced> {
+        self.0.enter(epoch).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_background_task_that_dies_is_seen_and_ends_the_writes_at_once() {
+    let ground = Ground::new(Pair::MemoryLocal).await;
+    let fence = Arc::new(Panics(LocalFence::new(), AtomicU64::new(0)));
+    let node = ground.start(Settings::default(), ground.cache(), fence);
+    until("the death is seen", async || {
+        node.cached.status().ended.is_some()
+    })
+    .await;
+    let status = node.cached.status();
+    assert!(status.ended.unwrap().contains("polls"), "{status:?}");
+    assert!(status.fence_error.unwrap().contains("task has ended"));
+    let written = node.write("a", Some("one")).await;
+    assert!(
+        matches!(
+            written,
+            Err(WriteError::Unavailable(Unavailable::TaskEnded))
+        ),
+        "{written:?}"
+    );
+    // Reads go on from the store.
+    assert_eq!(node.value("a").await, None);
+}
+
+/// Its runtime is gone, the engine is used from another one.
+#[test]
+fn an_engine_whose_runtime_ended_proposes_nothing() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let (node, other) = first.block_on(async {
+        let ground = Ground::new(Pair::MemoryLocal).await;
+        let fence = ground.fence();
+        let node = ground.start(Settings::default(), ground.cache(), fence.clone());
+        until("the cache is in use", async || node.cached.uses_cache()).await;
+        (node, fence)
+    });
+    let epoch = first.block_on(other.poll()).unwrap().row.number;
+    drop(first);
+    second.block_on(async {
+        let written = node.write("a", Some("one")).await;
+        assert!(
+            matches!(
+                written,
+                Err(WriteError::Unavailable(Unavailable::TaskEnded))
+            ),
+            "{written:?}"
+        );
+        assert_eq!(other.poll().await.unwrap().row.number, epoch);
+        assert!(node.cached.status().ended.is_some());
+    });
 }
