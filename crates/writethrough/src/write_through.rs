@@ -26,9 +26,31 @@ use crate::supervisor;
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
 /// linearizable. Cheap to clone; all clones are one engine. One engine serves any number of
 /// entities and collections.
+///
+/// Dropping the last clone stops the engine as [`WriteThrough::shutdown`] does, in the background.
 #[derive(Clone)]
 pub struct WriteThrough {
     pub(crate) engine: Arc<Engine>,
+    /// Goes with the last clone. Tasks of the engine hold the engine, not this.
+    _last: Arc<Last>,
+}
+
+/// Stops the engine when it is dropped.
+struct Last(Arc<Engine>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        let engine = self.0.clone();
+        if *engine.stopping.borrow() {
+            return;
+        }
+        engine.stopping.send_replace(true);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move { engine.stop().await })),
+            // Without a runtime there are no writes under way.
+            Err(_) => engine.let_go(),
+        }
+    }
 }
 
 pub(crate) struct Engine {
@@ -131,6 +153,30 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Refuses new writes, waits for those under way, lets go of the cache.
+    async fn stop(&self) {
+        self.stopping.send_replace(true);
+        let mut writes = self.writes.subscribe();
+        let done = pin!(async {
+            let done = writes.wait_for(|under_way| *under_way == 0);
+            timeout(self.settings.write_deadline, done).await.is_ok()
+        });
+        if !runtime::within(&self.runtime, done).await {
+            tracing::warn!("writes were still under way when the engine stopped");
+        }
+        self.let_go();
+    }
+
+    fn let_go(&self) {
+        self.cache.close();
+        self.change(|view| {
+            view.session = None;
+            view.node = Node::new(self.settings.timing);
+        });
+    }
+}
+
 /// A new random token.
 pub(crate) fn new_token() -> Token {
     Token(Uuid::new_v4().as_u128())
@@ -178,7 +224,8 @@ impl WriteThrough {
             counted: tokio::sync::Mutex::new(None),
         });
         supervisor::start(&engine);
-        Ok(Self { engine })
+        let _last = Arc::new(Last(engine.clone()));
+        Ok(Self { engine, _last })
     }
 
     /// What the engine has counted.
@@ -337,20 +384,6 @@ impl WriteThrough {
     /// most), drops the read lease and the cache connection. Reads go on from the store. Await it
     /// before the runtime ends, which would end writes half-way.
     pub async fn shutdown(&self) {
-        let engine = &self.engine;
-        engine.stopping.send_replace(true);
-        let mut writes = engine.writes.subscribe();
-        let done = pin!(async {
-            let done = writes.wait_for(|under_way| *under_way == 0);
-            timeout(engine.settings.write_deadline, done).await.is_ok()
-        });
-        if !runtime::within(&engine.runtime, done).await {
-            tracing::warn!("writes were still under way when the engine stopped");
-        }
-        engine.cache.close();
-        engine.change(|view| {
-            view.session = None;
-            view.node = Node::new(engine.settings.timing);
-        });
+        self.engine.stop().await;
     }
 }

@@ -938,6 +938,50 @@ async fn a_write_of_no_key_of_a_key_twice_and_of_50_000_keys_keep_the_epoch() {
     );
 }
 
+/// The library's user forgets `shutdown`, or an error takes another way out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing() {
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let redis = ground.redis.as_ref().unwrap();
+    let staying = ground.node().await;
+    let epoch = staying.cached.status().epoch;
+    let clients = async || {
+        let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
+        let list = list.text().unwrap();
+        list.lines().filter(|line| line.contains("resp=3")).count()
+    };
+    let before = clients().await;
+    let dropped = ground.node().await;
+    let fence = std::sync::Arc::downgrade(&dropped.fence);
+    assert_eq!(clients().await, before + 1);
+    let gate = support::Gate::shut();
+    let writer = tokio::spawn({
+        let (node, gate) = (dropped.clone(), gate.clone());
+        async move { drop(node.write_slowly("a", Some("one"), gate).await) }
+    });
+    gate.arrival().await;
+    // Its caller gives up, and with it goes the last handle; the write itself goes on.
+    drop(dropped);
+    writer.abort();
+    gate.let_through();
+    until("the connection to Redis is closed", async || {
+        clients().await == before
+    })
+    .await;
+    until("nothing holds the fence any more", async || {
+        fence.upgrade().is_none()
+    })
+    .await;
+    assert_eq!(staying.value("a").await.as_deref(), Some("one"));
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(2) {
+        staying.write("a", Some("two")).await.unwrap();
+        assert_eq!(staying.cached.status().epoch, epoch);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(staying.read("a").await.outcome, ReadOutcome::Hit);
+}
+
 /// A node without processor time: its runtime is held up for 300 ms again and again, so that its
 /// commands miss their 250 ms although Redis has answered at once. That says nothing about Redis, and
 /// must not take the cache from every other node.
