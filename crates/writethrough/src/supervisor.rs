@@ -1,12 +1,14 @@
 //! Keeps the node's view current: polls the epoch row, follows the cache connection, proposes
 //! changes of the epoch.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, timeout};
-use writethrough_protocol::{Astray, Epoch, Mode, Node, Proposal, ReadPermit, Sighting};
+use writethrough_protocol::{Astray, Epoch, Mode, Node, Proposal, ReadPermit, ServerId, Sighting};
 
+use crate::cache::memory::IN_PROCESS;
 use crate::clock;
 use crate::error::FenceError;
 use crate::key::suffix;
@@ -15,6 +17,9 @@ use crate::write_through::{Engine, Proposed};
 
 /// The bound of one proposal, beyond the short lock wait of the fence itself.
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How many epochs with in-process caches of others a node meets before it gives its own up.
+const MAX_MET: usize = 3;
 
 /// Starts the tasks that run until the engine stops.
 pub(crate) fn start(engine: &Arc<Engine>) {
@@ -189,6 +194,9 @@ fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protoc
         }
     }
     if changed {
+        if let Mode::Cached(server) = &sighting.row.mode {
+            meet(engine, server);
+        }
         engine.counters.epoch_changes.add(1);
         let mode = match &sighting.row.mode {
             Mode::Bypass => "bypass".to_owned(),
@@ -201,6 +209,25 @@ fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protoc
             settled,
             "new epoch: {mode}"
         );
+    }
+}
+
+/// Gives this node's in-process cache up when other nodes have theirs: in turn each would end the
+/// epoch of the others, for ever. The first epoch of another may be that of this node's last life.
+fn meet(engine: &Engine, server: &ServerId) {
+    let own = engine.view().session.clone();
+    let both_in_process = own.is_some_and(|own| {
+        own.server() != server
+            && [own.server(), server]
+                .iter()
+                .all(|id| id.as_str().starts_with(IN_PROCESS))
+    });
+    if both_in_process && engine.met.fetch_add(1, Ordering::Relaxed) + 1 == MAX_MET {
+        tracing::warn!(
+            "other nodes of this database have in-process caches too, which only a single node can use: \
+             going on without the cache. Give all nodes one Redis, or run one node, and start again"
+        );
+        engine.cache.close();
     }
 }
 

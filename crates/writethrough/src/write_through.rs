@@ -1,6 +1,7 @@
 //! The engine's public face and the state that its parts share.
 
 use std::pin::pin;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub(crate) struct Engine {
     fence_error: Mutex<Option<FenceError>>,
     /// Why the fence refuses every change of the epoch; `None` when it does not.
     pub(crate) refused_change: Mutex<Option<FenceError>>,
+    /// Epochs seen with an in-process cache of another node.
+    pub(crate) met: AtomicUsize,
     /// The background task that has ended before the engine was stopped.
     pub(crate) ended: OnceLock<&'static str>,
     /// Writes under way; shutdown waits for them.
@@ -218,6 +221,7 @@ impl WriteThrough {
             counters: Counters::default(),
             fence_error: Mutex::new(Some(FenceError::Away("it has not been read yet".into()))),
             refused_change: Mutex::new(None),
+            met: AtomicUsize::new(0),
             ended: OnceLock::new(),
             writes: watch::Sender::new(0),
             stopping: watch::Sender::new(false),

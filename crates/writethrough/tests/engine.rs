@@ -1244,3 +1244,37 @@ fn an_engine_whose_runtime_ended_proposes_nothing() {
         assert!(node.cached.status().ended.is_some());
     });
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_with_in_process_caches_go_on_without_and_do_not_flap() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let nodes = [(); 2].map(|()| ground.start(Settings::default(), ground.cache(), ground.fence()));
+    until("both have a cache", async || {
+        nodes.iter().all(|node| node.cached.status().connected)
+    })
+    .await;
+    let started = std::time::Instant::now();
+    while nodes.iter().all(|node| node.cached.status().connected) {
+        assert!(
+            started.elapsed() < support::PATIENCE * 6,
+            "they flap for ever"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    until("the cache is out of use", async || {
+        nodes
+            .iter()
+            .all(|node| node.cached.status().mode == "bypass")
+    })
+    .await;
+    let epoch = nodes[0].cached.status().epoch;
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(5) {
+        for (node, value) in nodes.iter().zip(["one", "two"]) {
+            node.write("a", Some(value)).await.unwrap();
+            assert_eq!(nodes[0].value("a").await.as_deref(), Some(value));
+        }
+        assert_eq!(nodes[0].cached.status().epoch, epoch, "they flap");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -1,8 +1,8 @@
 //! The in-process cache: the protocol's transitions over a concurrent cache bounded by bytes.
 //!
 //! For one process: another process does not see it. (It is still safe beside other nodes on one
-//! Postgres, because each in-process cache is a server of its own to the epoch; but then only one
-//! node at a time has a cache.)
+//! Postgres, because each in-process cache is a server of its own to the epoch; but then no node has
+//! a cache: they say so once, and go on without.)
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +20,9 @@ use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
 use super::{Cache, End, Session, SessionWatch};
 use crate::error::CacheError;
+
+/// The ids of in-process caches begin like this.
+pub(crate) const IN_PROCESS: &str = "memory-";
 
 /// Locks that make a transition atomic; a power of two, enough that two busy keys rarely share one.
 const STRIPES: usize = 64;
@@ -218,7 +221,7 @@ impl MemoryCache {
             KeepIntents { started },
         );
         let shared = Arc::new(Shared {
-            server: ServerId::new(format!("memory-{}", Uuid::new_v4().simple())),
+            server: ServerId::new(format!("{IN_PROCESS}{}", Uuid::new_v4().simple())),
             started,
             capacity: capacity_bytes,
             entries,
