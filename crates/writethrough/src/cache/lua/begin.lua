@@ -10,7 +10,7 @@ if state then
     local deadline, meant =
       tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
     -- Further away than it was meant: this server's clock was set back since.
-    if deadline > now and deadline - now <= meant then
+    if deadline and meant and deadline > now and deadline - now <= meant then
       writers[#writers + 1] = string.sub(state, at, at + 52)
       own = own or string.sub(state, at, at + 31) == token
       latest = math.max(latest, deadline)

@@ -14,7 +14,7 @@ local others, own, latest = {}, false, 0
 for at = 3, #state, 53 do
   local deadline, meant =
     tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
-  if deadline > now and deadline - now <= meant then
+  if deadline and meant and deadline > now and deadline - now <= meant then
     if string.sub(state, at, at + 31) == token then
       own = true
     else

@@ -9,7 +9,7 @@ local writers, latest = {}, 0
 for at = 3, #state, 53 do
   local deadline, lifetime =
     tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
-  if deadline > now and deadline - now <= lifetime then
+  if deadline and lifetime and deadline > now and deadline - now <= lifetime then
     writers[#writers + 1] = string.sub(state, at, at + 52)
     latest = math.max(latest, deadline)
   end
