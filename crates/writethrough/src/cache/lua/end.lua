@@ -8,25 +8,10 @@ if not state then
   return 0
 end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local others, own, latest = {}, false, 0
-for at = 3, #state, 53 do
-  local deadline, meant =
-    tonumber(string.sub(state, at + 32, at + 44)), tonumber(string.sub(state, at + 45, at + 52))
-  if deadline and meant and deadline > now and deadline - now <= meant then
-    if string.sub(state, at, at + 31) == token then
-      own = true
-    else
-      others[#others + 1] = string.sub(state, at, at + 52)
-      latest = math.max(latest, deadline)
-    end
-  end
-end
-
-if #others > 0 then
-  redis.call('SET', key, 'I+' .. table.concat(others), 'PXAT', latest)
-elseif own and string.sub(state, 2, 2) == '-' and value ~= '' then
+local others, latest, own_in_time = in_time(state, milliseconds(), place(state, 3, token))
+if others ~= '' then
+  redis.call('SET', key, 'I+' .. others, 'PXAT', latest)
+elseif own_in_time and string.sub(state, 2, 2) == '-' and value ~= '' then
   redis.call('SET', key, value, 'PX', ttl)
   return 1
 else
