@@ -12,6 +12,7 @@ use writethrough::{Guard, OpError};
 use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest};
 
+mod left_out;
 mod observed;
 pub mod postgres;
 pub mod sqlite;

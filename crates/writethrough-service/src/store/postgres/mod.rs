@@ -1,8 +1,6 @@
 //! Items in Postgres: one prepared statement and one round trip for each operation, with the guard
 //! inside the writing ones.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +14,7 @@ use uuid::Uuid;
 use writethrough::postgres::{is_missing, is_stale_statement, op_error};
 use writethrough::{Guard, OpError, PostgresFence};
 
+use super::left_out::{self, LeftOut, unreadable};
 use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
 use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
@@ -43,8 +42,6 @@ const MIGRATIONS: &[(&str, &str)] = &[
         include_str!("migrations/V2__times_can_be_shown.sql"),
     ),
 ];
-/// How many rows that cannot be read a part of the list may lead past.
-const MOST_UNREADABLE: usize = 1000;
 
 macro_rules! columns {
     () => {
@@ -120,8 +117,7 @@ pub struct PostgresStore {
     pool: Pool,
     /// A connection of its own, so that a pool with no free one is not taken for a dead server.
     probe: Pool,
-    /// The rows that lists have left out, as they were named in the log.
-    named: Mutex<HashSet<String>>,
+    left_out: LeftOut,
 }
 
 /// A pooled connection that is thrown away unless its work was seen to end: the reply to an abandoned
@@ -168,7 +164,7 @@ impl PostgresStore {
         Ok(Self {
             pool: connector.pool(pool_size)?,
             probe: connector.pool(1)?,
-            named: Mutex::default(),
+            left_out: LeftOut::default(),
         })
     }
 
@@ -243,14 +239,6 @@ impl PostgresStore {
                 let (time, id) = (cursor.created_at.date_time(), cursor.id.uuid());
                 self.read(SELECT_AFTER, types, &[&count, &time, &id]).await
             }
-        }
-    }
-
-    /// Tells the log of a row that a list leaves out, once.
-    fn name_once(&self, error: &StoreError) {
-        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        if named.len() < MOST_UNREADABLE && named.insert(error.to_string()) {
-            tracing::warn!("left out of the list: {error}");
         }
     }
 
@@ -411,13 +399,6 @@ fn failure_of(error: &tokio_postgres::Error) -> StoreFailure {
     }
 }
 
-fn unreadable(error: impl std::fmt::Display) -> StoreError {
-    StoreError::new(
-        StoreFailure::Internal,
-        format!("a row could not be read: {error}"),
-    )
-}
-
 fn item(row: &Row) -> Result<Item, StoreError> {
     let id: Uuid = row.try_get(0).map_err(unreadable)?;
     let wrong = |index: usize, error: &dyn std::fmt::Display| {
@@ -500,9 +481,9 @@ impl ItemStore for PostgresStore {
                 }
             }
             let all = rows.len() < asked;
-            if items.len() >= wanted || all || unreadable.len() > MOST_UNREADABLE {
+            if items.len() >= wanted || all || unreadable.len() > left_out::MOST {
                 for error in &unreadable {
-                    self.name_once(error);
+                    self.left_out.name(error);
                 }
                 return Ok(Page::from_rows(items, request.limit));
             }

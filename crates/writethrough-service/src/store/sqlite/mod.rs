@@ -12,12 +12,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rusqlite::types::FromSql;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 use writethrough::{Guard, OpError};
 
 use self::lock::FileLock;
+use super::left_out::{self, LeftOut, unreadable};
 use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
@@ -56,9 +58,54 @@ const MIGRATIONS: &[&str] = &["
         (x'550e8400e29b41d4a716446655440002', 'Sample item 2', 'The second one.', 2999),
         (x'550e8400e29b41d4a716446655440003', 'Sample item 3', NULL, 3999)
     ), (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) * 1000 AS now);
+", "
+    -- An id is a UUID, and RFC 3339 can write the times. Rows that are there already are left alone,
+    -- whatever they hold.
+    CREATE TRIGGER items_can_be_read_when_inserted BEFORE INSERT ON items
+    WHEN length(NEW.id) <> 16
+        OR NEW.created_us NOT BETWEEN -62135596800000000 AND 253402300799999999
+        OR NEW.updated_us NOT BETWEEN -62135596800000000 AND 253402300799999999
+    BEGIN SELECT RAISE(ABORT, 'the id is not a UUID, or a time is not between the years 1 and 9999'); END;
+
+    CREATE TRIGGER items_can_be_read_when_updated BEFORE UPDATE OF id, created_us, updated_us ON items
+    WHEN length(NEW.id) <> 16
+        OR NEW.created_us NOT BETWEEN -62135596800000000 AND 253402300799999999
+        OR NEW.updated_us NOT BETWEEN -62135596800000000 AND 253402300799999999
+    BEGIN SELECT RAISE(ABORT, 'the id is not a UUID, or a time is not between the years 1 and 9999'); END;
 "];
 
-const COLUMNS: &str = "id, name, description, price_cents, created_us, updated_us, version";
+macro_rules! columns {
+    () => {
+        "id, name, description, price_cents, created_us, updated_us, version"
+    };
+}
+
+const SELECT: &str = concat!("SELECT ", columns!(), " FROM items WHERE id = ?1");
+
+/// Read only as far as it is needed.
+const SELECT_NEWEST: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM items ORDER BY created_us DESC, id DESC"
+);
+
+const SELECT_AFTER: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM items WHERE (created_us, id) < (?1, ?2) ORDER BY created_us DESC, id DESC"
+);
+
+const INSERT: &str = concat!(
+    "INSERT INTO items (id, name, description, price_cents, created_us, updated_us) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?5) RETURNING ",
+    columns!()
+);
+
+const UPDATE: &str = concat!(
+    "UPDATE items SET name = ?2, description = ?3, price_cents = ?4, \
+     updated_us = max(?5, updated_us), version = version + 1 WHERE id = ?1 RETURNING ",
+    columns!()
+);
 
 /// Why the file cannot be used. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +146,7 @@ pub struct SqliteStore {
     next_reader: AtomicUsize,
     waiting: Arc<AtomicUsize>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    left_out: LeftOut,
 }
 
 /// A connection and the right to its file. The order of the fields is the order in which they are
@@ -192,6 +240,7 @@ impl SqliteStore {
             next_reader: AtomicUsize::new(0),
             waiting,
             threads: Mutex::new(threads),
+            left_out: LeftOut::default(),
         })
     }
 
@@ -255,14 +304,14 @@ impl SqliteStore {
     async fn write<T: Send + 'static>(
         &self,
         guard: Guard,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnOnce(&Connection) -> WriteResult<T> + Send + 'static,
     ) -> WriteResult<T> {
         let (answer, answered) = oneshot::channel();
         self.send_write(Box::new(move |connection| {
             let result = work(connection);
             Box::new(move |commit| {
                 let result = match (result, commit) {
-                    (Err(error), _) => Err(OpError::Rejected(failed(&error))),
+                    (Err(error), _) => Err(error),
                     (Ok(value), Commit::Done) => Ok(value),
                     (Ok(_), Commit::RolledBack(why)) => Err(OpError::Rejected(StoreError::new(
                         StoreFailure::Unavailable,
@@ -334,7 +383,7 @@ fn run_writer(connection: &Connection, jobs: &Receiver<WriteJob>, waiting: &Atom
 /// Checks that a second connection finds the table that the first has made: a database of the
 /// connection's own (in memory, or of another name) would take writes that no read finds.
 fn sees_items(reader: &Connection) -> Result<(), String> {
-    match reader.prepare(&format!("SELECT {COLUMNS} FROM items")) {
+    match reader.prepare(SELECT_NEWEST) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
             "a second connection does not find the table in it ({error}); name a file on a local disk"
@@ -414,29 +463,56 @@ fn closed() -> StoreError {
     StoreError::new(StoreFailure::Unavailable, "the store is closed")
 }
 
-fn item(row: &Row<'_>) -> rusqlite::Result<Item> {
-    fn out_of_range(index: usize) -> rusqlite::Error {
-        rusqlite::Error::IntegralValueOutOfRange(index, 0)
-    }
-    let time = |index: usize| -> rusqlite::Result<Timestamp> {
-        Timestamp::from_micros(row.get(index)?).ok_or_else(|| out_of_range(index))
+fn rejected(error: rusqlite::Error) -> OpError<StoreError> {
+    OpError::Rejected(failed(&error))
+}
+
+fn item(row: &Row<'_>) -> Result<Item, StoreError> {
+    let id: Vec<u8> = row.get(0).map_err(unreadable)?;
+    let id = Uuid::from_slice(&id)
+        .map_err(|error| unreadable(format!("column id of {} bytes: {error}", id.len())))?;
+    let wrong = |index: usize, error: &dyn std::fmt::Display| {
+        let column = row.as_ref().column_name(index).unwrap_or("?");
+        unreadable(format!("item {id}, column {column}: {error}"))
     };
-    let id: [u8; 16] = row.get(0)?;
+    fn column<T: FromSql>(
+        row: &Row<'_>,
+        index: usize,
+        wrong: impl Fn(usize, &dyn std::fmt::Display) -> StoreError,
+    ) -> Result<T, StoreError> {
+        row.get(index)
+            .map_err(|error| wrong(index, &crate::causes::chain(&error)))
+    }
+    let time = |index| {
+        Timestamp::from_micros(column(row, index, wrong)?)
+            .ok_or_else(|| wrong(index, &"the time is not between the years 1 and 9999"))
+    };
     Ok(Item {
-        id: Uuid::from_bytes(id).into(),
+        id: id.into(),
         fields: ItemFields {
-            name: row.get(1)?,
-            description: row.get(2)?,
-            price: Price::from_cents(row.get(3)?).map_err(|_| out_of_range(3))?,
+            name: column(row, 1, wrong)?,
+            description: column(row, 2, wrong)?,
+            price: Price::from_cents(column(row, 3, wrong)?).map_err(|error| wrong(3, &error))?,
         },
         created_at: time(4)?,
         updated_at: time(5)?,
-        version: row.get(6)?,
+        version: column(row, 6, wrong)?,
     })
 }
 
 fn key(id: ItemId) -> [u8; 16] {
     *id.uuid().as_bytes()
+}
+
+/// The item, or why its row cannot be read.
+fn stored(
+    connection: &Connection,
+    id: ItemId,
+) -> rusqlite::Result<Option<Result<Item, StoreError>>> {
+    connection
+        .prepare_cached(SELECT)?
+        .query_row([key(id)], |row| Ok(item(row)))
+        .optional()
 }
 
 fn version_of(connection: &Connection, id: ItemId) -> rusqlite::Result<Option<i64>> {
@@ -453,37 +529,41 @@ impl ItemStore for SqliteStore {
     }
 
     async fn select(&self, id: ItemId) -> Result<Option<Item>, StoreError> {
-        self.read(move |connection| {
-            connection
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM items WHERE id = ?1"))?
-                .query_row([key(id)], item)
-                .optional()
-        })
-        .await
+        self.read(move |connection| stored(connection, id))
+            .await?
+            .transpose()
     }
 
     async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let limit = i64::from(request.limit) + 1;
-        let items = self
-            .read(move |connection| match request.after {
-                None => connection
-                    .prepare_cached(&format!(
-                        "SELECT {COLUMNS} FROM items ORDER BY created_us DESC, id DESC LIMIT ?1"
-                    ))?
-                    .query_map([limit], item)?
-                    .collect::<Result<Vec<_>, _>>(),
-                Some(cursor) => connection
-                    .prepare_cached(&format!(
-                        "SELECT {COLUMNS} FROM items WHERE (created_us, id) < (?2, ?3) \
-                         ORDER BY created_us DESC, id DESC LIMIT ?1"
-                    ))?
-                    .query_map(
-                        params![limit, cursor.created_at.micros(), key(cursor.id)],
-                        item,
-                    )?
-                    .collect(),
+        let wanted = usize::from(request.limit) + 1;
+        let (items, unreadable) = self
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(match request.after {
+                    None => SELECT_NEWEST,
+                    Some(_) => SELECT_AFTER,
+                })?;
+                let mut rows = match request.after {
+                    None => statement.query([])?,
+                    Some(cursor) => {
+                        statement.query(params![cursor.created_at.micros(), key(cursor.id)])?
+                    }
+                };
+                let (mut items, mut unreadable) = (Vec::with_capacity(wanted), Vec::new());
+                while items.len() < wanted
+                    && unreadable.len() <= left_out::MOST
+                    && let Some(row) = rows.next()?
+                {
+                    match item(row) {
+                        Ok(item) => items.push(item),
+                        Err(error) => unreadable.push(error),
+                    }
+                }
+                Ok((items, unreadable))
             })
             .await?;
+        for error in &unreadable {
+            self.left_out.name(error);
+        }
         Ok(Page::from_rows(items, request.limit))
     }
 
@@ -491,20 +571,21 @@ impl ItemStore for SqliteStore {
         self.write(guard, move |connection| {
             let NewItem { id, fields } = new;
             connection
-                .prepare_cached(&format!(
-                    "INSERT INTO items (id, name, description, price_cents, created_us, updated_us) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?5) RETURNING {COLUMNS}"
-                ))?
-                .query_row(
-                    params![
-                        key(id),
-                        fields.name,
-                        fields.description,
-                        fields.price.cents(),
-                        now_us()
-                    ],
-                    item,
-                )
+                .prepare_cached(INSERT)
+                .and_then(|mut statement| {
+                    statement.query_row(
+                        params![
+                            key(id),
+                            fields.name,
+                            fields.description,
+                            fields.price.cents(),
+                            now_us()
+                        ],
+                        |row| Ok(item(row)),
+                    )
+                })
+                .map_err(rejected)?
+                .map_err(OpError::Unknown)
         })
         .await
     }
@@ -517,29 +598,31 @@ impl ItemStore for SqliteStore {
         condition: Condition,
     ) -> WriteResult<Change<Item>> {
         self.write(guard, move |connection| {
-            // Only this thread writes, so nothing changes between the two statements.
-            match version_of(connection, id)? {
+            // Only this thread writes, so nothing changes between the two statements. What cannot be
+            // read could not be answered afterwards either, and is not written.
+            match stored(connection, id).map_err(rejected)? {
                 None => return Ok(Change::Missing),
-                Some(version) if !condition.accepts(version) => return Ok(Change::Mismatch),
-                Some(_) => {}
+                Some(Err(error)) => return Err(OpError::Rejected(error)),
+                Some(Ok(item)) if !condition.accepts(item.version) => return Ok(Change::Mismatch),
+                Some(Ok(_)) => {}
             }
             connection
-                .prepare_cached(&format!(
-                    "UPDATE items SET name = ?2, description = ?3, price_cents = ?4, \
-                     updated_us = max(?5, updated_us), version = version + 1 \
-                     WHERE id = ?1 RETURNING {COLUMNS}"
-                ))?
-                .query_row(
-                    params![
-                        key(id),
-                        fields.name,
-                        fields.description,
-                        fields.price.cents(),
-                        now_us()
-                    ],
-                    item,
-                )
+                .prepare_cached(UPDATE)
+                .and_then(|mut statement| {
+                    statement.query_row(
+                        params![
+                            key(id),
+                            fields.name,
+                            fields.description,
+                            fields.price.cents(),
+                            now_us()
+                        ],
+                        |row| Ok(item(row)),
+                    )
+                })
+                .map_err(rejected)?
                 .map(Change::Done)
+                .map_err(OpError::Unknown)
         })
         .await
     }
@@ -551,14 +634,15 @@ impl ItemStore for SqliteStore {
         condition: Condition,
     ) -> WriteResult<Change<()>> {
         self.write(guard, move |connection| {
-            match version_of(connection, id)? {
+            match version_of(connection, id).map_err(rejected)? {
                 None => return Ok(Change::Missing),
                 Some(version) if !condition.accepts(version) => return Ok(Change::Mismatch),
                 Some(_) => {}
             }
             connection
-                .prepare_cached("DELETE FROM items WHERE id = ?1")?
-                .execute([key(id)])?;
+                .prepare_cached("DELETE FROM items WHERE id = ?1")
+                .and_then(|mut statement| statement.execute([key(id)]))
+                .map_err(rejected)?;
             Ok(Change::Done(()))
         })
         .await
@@ -697,6 +781,92 @@ mod tests {
                 .unwrap_err()
                 .contains("does not find the table")
         );
+    }
+
+    /// Rows as an older file may hold them: the triggers came later.
+    #[tokio::test]
+    async fn a_row_that_cannot_be_read_is_named_and_nothing_else_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("items.db");
+        SqliteStore::open(&path).unwrap().close().await;
+        let other = Connection::open(&path).unwrap();
+        let insert = |values: &str| {
+            other.execute_batch(&format!(
+                "INSERT INTO items (id, name, price_cents, created_us, updated_us) VALUES ({values})"
+            ))
+        };
+        let id = "x'550e8400e29b41d4a71644665544ffff'";
+        let (future, past) = (i64::MAX, i64::MIN);
+        let unreadable = [
+            format!("{id}, 'a', 1, {future}, 1"),
+            format!("{id}, 'a', 1, 1, {past}"),
+            format!("{id}, 'a', 1, 1, 253402300800000000"),
+            "x'00', 'a', 1, 1, 1".to_owned(),
+        ];
+        for values in &unreadable {
+            let refused = insert(values).unwrap_err().to_string();
+            assert!(refused.contains("not a UUID, or a time"), "{refused}");
+        }
+        insert(&format!("{id}, 'a', 1, 1, 253402300799999999")).unwrap();
+        other
+            .execute_batch(&format!("UPDATE items SET updated_us = 5 WHERE id = {id}"))
+            .unwrap();
+        let moved = format!("UPDATE items SET created_us = {future} WHERE id = {id}");
+        other.execute_batch(&moved).unwrap_err();
+        other
+            .execute_batch(
+                "DROP TRIGGER items_can_be_read_when_inserted;
+                 DROP TRIGGER items_can_be_read_when_updated;",
+            )
+            .unwrap();
+        let broken = [
+            ("created_us", format!("{id}, 'a', 1, {future}, 1")),
+            ("updated_us", format!("{id}, 'a', 1, 1, {past}")),
+            ("name", format!("{id}, CAST(x'ff' AS TEXT), 1, 1, 1")),
+        ];
+        for (column, values) in &broken {
+            other
+                .execute_batch(&format!("DELETE FROM items WHERE id = {id}"))
+                .unwrap();
+            insert(values).unwrap();
+            let store = SqliteStore::open(&path).unwrap();
+            let fence = LocalFence::new();
+            let item = ItemId::parse("550e8400-e29b-41d4-a716-44665544ffff").unwrap();
+            let named = |error: &StoreError| {
+                let text = error.to_string();
+                assert!(text.contains(&format!("{item}, column {column}")), "{text}");
+            };
+            named(&store.select(item).await.unwrap_err());
+            let page = PageRequest {
+                limit: 100,
+                after: None,
+            };
+            assert_eq!(store.select_page(page).await.unwrap().items.len(), 3);
+            let before: i64 = other
+                .query_row("SELECT sum(version) FROM items", [], |row| row.get(0))
+                .unwrap();
+            let written = store
+                .update(guard(&fence).await, item, fields("b"), Condition::None)
+                .await;
+            let Err(OpError::Rejected(error)) = written else {
+                panic!("{written:?}")
+            };
+            named(&error);
+            let after: i64 = other
+                .query_row("SELECT sum(version) FROM items", [], |row| row.get(0))
+                .unwrap();
+            assert_eq!(before, after);
+            let deleted = store.delete(guard(&fence).await, item, Condition::None);
+            assert_eq!(deleted.await.unwrap(), Change::Done(()));
+            store.close().await;
+        }
+        insert("x'00', 'a', 1, 1, 1").unwrap();
+        let store = SqliteStore::open(&path).unwrap();
+        let page = PageRequest {
+            limit: 2,
+            after: None,
+        };
+        assert_eq!(store.select_page(page).await.unwrap().items.len(), 2);
     }
 
     #[tokio::test]
