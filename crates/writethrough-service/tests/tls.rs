@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rcgen::generate_simple_self_signed;
 use reqwest::Client;
+use writethrough_service::store::postgres::Connector;
 use writethrough_testbed::{Child, ChildSpec, Postgres, Redis, Testbed, free_port, until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -143,4 +144,115 @@ async fn an_unknown_certificate_is_refused() {
     }
     let answer = Client::new().get(format!("{base}/readyz")).send().await;
     assert_eq!(answer.unwrap().status(), 503);
+}
+
+/// Without a word about TLS every connection was in plain text, although the server would have
+/// encrypted it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_tried_first_where_the_url_leaves_it_open() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let address = postgres.addr().to_string();
+    let by_address = format!(
+        "/items_db?user=labuser&hostaddr=127.0.0.1&port={}&",
+        postgres.port()
+    );
+    let encrypted = async |options: &str| {
+        let url = postgres.url().replace("labuser", "labuser:wrong");
+        let url = match options.strip_prefix("hostaddr ") {
+            Some(options) => url.replace(&format!("{address}/items_db"), &by_address) + options,
+            None => format!("{url}?{options}"),
+        };
+        let client = Connector::new(&url, "test").unwrap().connect().await?;
+        let look = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        let row = client.query_one(look, &[]).await.unwrap();
+        Ok::<bool, String>(row.get(0))
+    };
+    let open = [
+        "",
+        "sslmode=prefer",
+        "sslmode=allow",
+        "hostaddr sslmode=prefer",
+    ];
+    for options in open {
+        assert_eq!(encrypted(options).await, Ok(false), "{options}");
+    }
+    let (certificate, key) = certificate();
+    encrypt_postgres(&postgres, &certificate, &key).await;
+    for options in open {
+        assert_eq!(encrypted(options).await, Ok(true), "{options}");
+    }
+    assert_eq!(encrypted("sslmode=disable").await, Ok(false));
+    // As nobody vouches for the certificate.
+    encrypted("sslmode=require").await.unwrap_err();
+
+    let access = async |rules: &str| {
+        let path = postgres.run("SHOW hba_file").await.unwrap();
+        fs::write(path, format!("local all all trust\n{rules}\n")).unwrap();
+        postgres.run("SELECT pg_reload_conf()").await.unwrap();
+    };
+    // Not with TLS, by a rule or for want of one.
+    for rules in [
+        "hostnossl all all all trust",
+        "hostssl all all all reject\nhost all all all trust",
+    ] {
+        access(rules).await;
+        let plain = || async { (encrypted("").await == Ok(false)).then_some(()) };
+        until("without TLS", PATIENCE, plain).await.unwrap();
+    }
+    // A password that was refused is not sent once more, for everybody to read.
+    access("hostssl all all all scram-sha-256\nhostnossl all all all trust").await;
+    let refused = || async {
+        encrypted("")
+            .await
+            .err()
+            .filter(|error| error.contains("password"))
+    };
+    until("the password is refused", PATIENCE, refused)
+        .await
+        .unwrap();
+    assert_eq!(encrypted("sslmode=disable").await, Ok(false));
+}
+
+/// A password went over the network in plain text, and nobody was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_leaves_the_machine_in_plain_text_is_told_once() {
+    const WARNING: &str = "is not encrypted (the server has no TLS)";
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let port = postgres.port();
+    let cases = [
+        // This leads to the machine itself, by an address that does not say so.
+        (format!("labuser:s3cret@0.0.0.0:{port}/items_db"), 1),
+        (
+            format!("labuser:s3cret@0.0.0.0:{port}/items_db?sslmode=disable"),
+            0,
+        ),
+        (format!("labuser@0.0.0.0:{port}/items_db"), 0),
+        (format!("labuser:s3cret@127.0.0.1:{port}/items_db"), 0),
+        (format!("labuser:s3cret@localhost:{port}/items_db"), 0),
+    ];
+    for (place, times) in cases {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let serve = ChildSpec::new("api", env!("CARGO_BIN_EXE_writethrough"))
+            .args(["serve", "--listen", &listen])
+            .args(["--database", &format!("postgres://{place}")]);
+        let api = testbed.child(serve).await.unwrap();
+        let base = format!("http://{listen}");
+        let health = || async {
+            let answer = Client::new()
+                .get(format!("{base}/health"))
+                .send()
+                .await
+                .ok()?;
+            let ok = answer.text().await.ok()?.contains(r#""status":"ok""#);
+            ok.then_some(())
+        };
+        let well = until("it is well", PATIENCE, health).await;
+        well.unwrap_or_else(|error| panic!("{error}\n{}", api.log_tail(30)));
+        let log = api.log().unwrap();
+        assert_eq!(log.matches(WARNING).count(), times, "{place}: {log}");
+        assert!(!log.contains("s3cret"), "{log}");
+        api.kill().await.unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use tokio::time::timeout;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -94,9 +94,10 @@ pub fn shown_url(url: &str) -> Option<String> {
 }
 
 impl Connector {
-    /// Understands a URL. `sslmode` is `disable`, `prefer` (no TLS), or `require`, `verify-ca` or
+    /// Understands a URL. `sslmode` is `disable`; `prefer`, the default (TLS with whoever answers, plain
+    /// text where there is no TLS; `allow` means the same); or `require`, `verify-ca` or
     /// `verify-full`, which all three encrypt and verify the server's certificate against the
-    /// system's authorities or `sslrootcert`.
+    /// system's authorities or `sslrootcert`. With `sslrootcert` alone they are meant.
     ///
     /// # Errors
     ///
@@ -104,7 +105,8 @@ impl Connector {
     pub fn new(url: &str, application_name: &str) -> Result<Self, String> {
         let (mut config, own) = understand(url)?;
         let tls = match config.get_ssl_mode() {
-            SslMode::Disable | SslMode::Prefer => None,
+            SslMode::Disable => None,
+            SslMode::Prefer => Some(MakeRustlsConnect::new(crate::tls::unverified_config()?)),
             _ => Some(tls(own.root_certificate.as_deref())?),
         };
         // The guard needs READ COMMITTED: only there does a statement see what was committed while
@@ -197,7 +199,7 @@ impl Connector {
 }
 
 /// Each host with its port.
-fn address(config: &Config) -> String {
+pub(super) fn address(config: &Config) -> String {
     let names: Vec<String> = match config.get_hosts() {
         [] => config
             .get_hostaddrs()
@@ -232,6 +234,8 @@ fn address(config: &Config) -> String {
 #[derive(Default)]
 struct OwnOptions {
     tls_required: bool,
+    /// `sslmode` leaves it open.
+    tls_optional: bool,
     root_certificate: Option<String>,
     unused: Vec<&'static str>,
 }
@@ -257,6 +261,7 @@ fn understand(url: &str) -> Result<(Config, OwnOptions), String> {
     let mut own = OwnOptions::default();
     let mut kept = Vec::new();
     let mut after_password = false;
+    let mut verified = false;
     for (position, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let refuse = |remedy: &str| {
@@ -269,17 +274,18 @@ fn understand(url: &str) -> Result<(Config, OwnOptions), String> {
         }
         match (name, value) {
             ("sslmode", "verify-ca" | "verify-full") => own.tls_required = true,
-            ("sslmode", "allow") => kept.push("sslmode=prefer"),
-            ("sslmode", "disable" | "prefer" | "require") => kept.push(pair),
+            ("sslmode", "allow" | "prefer") => own.tls_optional = true,
+            ("sslmode", "disable" | "require") => kept.push(pair),
             ("sslmode", _) => {
                 return refuse(
                     "use `disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full` for \
                      OPTION",
                 );
             }
-            ("sslrootcert", "system") => {}
+            ("sslrootcert", "system") => verified = true,
             ("sslrootcert", path) => {
                 own.root_certificate = Some(path.replace("%2F", "/").replace("%2f", "/"));
+                verified = true;
             }
             // The only one there is for a store: a standby answers with the past.
             ("target_session_attrs", "read-write") => {}
@@ -341,8 +347,16 @@ fn understand(url: &str) -> Result<(Config, OwnOptions), String> {
     if !hosts_are_hosts || !no_control(config.get_dbname()) || !no_control(config.get_user()) {
         return Err(ENCODE.to_owned());
     }
-    if own.tls_required {
+    if verified && own.tls_optional {
+        return Err("use `sslmode=verify-full` with `sslrootcert`".into());
+    }
+    if own.tls_required || (verified && config.get_ssl_mode() == SslMode::Prefer) {
         config.ssl_mode(SslMode::Require);
+    }
+    if config.get_ssl_negotiation() == SslNegotiation::Direct
+        && config.get_ssl_mode() != SslMode::Require
+    {
+        return Err("use `sslmode=verify-full` with `sslnegotiation=direct`".into());
     }
     Ok((config, own))
 }
@@ -416,6 +430,14 @@ mod tests {
             ("postgres://u:s3cret@h/d?ssl=true", "use `sslmode=require`"),
             ("postgres://u@h/d?sslkey=s3cret", "client certificates"),
             (
+                "postgres://u:s3cret@h/d?sslmode=prefer&sslrootcert=/s3cret",
+                "`sslmode=verify-full`",
+            ),
+            (
+                "postgres://u:s3cret@h/d?sslnegotiation=direct",
+                "`sslmode=verify-full`",
+            ),
+            (
                 "postgres://u@h/d?target_session_attrs=primary",
                 "use `read-write`",
             ),
@@ -437,6 +459,22 @@ mod tests {
         }
         for url in ["mysql://u:s3cret@h/d", "host=h", ""] {
             assert_eq!(check_url(url), Err(None));
+        }
+    }
+
+    #[test]
+    fn an_authority_alone_means_that_the_server_is_verified() {
+        let modes = [
+            ("", SslMode::Prefer),
+            ("?sslmode=allow", SslMode::Prefer),
+            ("?sslmode=disable", SslMode::Disable),
+            ("?sslrootcert=system", SslMode::Require),
+            ("?sslrootcert=/file", SslMode::Require),
+            ("?sslmode=disable&sslrootcert=/file", SslMode::Disable),
+        ];
+        for (options, mode) in modes {
+            let (config, _) = understand(&format!("postgres://u@h/d{options}")).unwrap();
+            assert_eq!(config.get_ssl_mode(), mode, "{options}");
         }
     }
 

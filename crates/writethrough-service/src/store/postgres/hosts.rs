@@ -2,20 +2,28 @@
 //!
 //! Each has a bound of its own, the handshake included, so that one that hangs does not use up the time
 //! of the others; and the one that was good is asked first the next time.
+//!
+//! Where `sslmode` leaves it open, TLS is tried first and plain text then, as libpq does it; and the log
+//! says once when a password has left the machine in plain text.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Connect;
+use tokio::net::lookup_host;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::config::{Host, LoadBalanceHosts};
-use tokio_postgres::{Client, Config, Error, NoTls};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Client, Config, Error, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connect::POOL_WAIT;
+use crate::causes::chain;
 
 /// The least that a host gets, however many there are: two are tried while a request waits, and the
 /// next request goes on from there.
@@ -31,6 +39,8 @@ pub(super) struct Hosts {
     tls: Option<MakeRustlsConnect>,
     /// Where to begin: the last good one, or the one after the last that hung.
     first: Arc<AtomicUsize>,
+    /// For each host, whether its first connection in plain text was looked at.
+    seen_plain: Arc<[AtomicBool]>,
 }
 
 /// What a server can be used for.
@@ -51,6 +61,7 @@ impl Hosts {
             _ => 0,
         };
         Self {
+            seen_plain: configs.iter().map(|_| AtomicBool::new(false)).collect(),
             configs: configs.into(),
             tls,
             first: Arc::new(first.into()),
@@ -102,16 +113,125 @@ impl Hosts {
 
     async fn connect_to(&self, index: usize) -> Result<Connected, Error> {
         let config = &self.configs[index];
-        Ok(match &self.tls {
-            Some(tls) => {
-                let (client, connection) = config.connect(tls.clone()).await?;
-                (client, tokio::spawn(run(connection)))
+        let by_socket = matches!(config.get_hosts().first(), Some(Host::Unix(_)));
+        let preferred = config.get_ssl_mode() == SslMode::Prefer;
+        let Some(tls) = self.tls.as_ref().filter(|_| !(by_socket && preferred)) else {
+            return plain(config).await;
+        };
+        let tls = Noted::new(tls.clone());
+        let why = match config.connect(tls.clone()).await {
+            Ok((client, connection)) => {
+                let connected = (client, tokio::spawn(run(connection)));
+                if tls.is_begun() {
+                    return Ok(connected);
+                }
+                self.warn_of_plain(index, "the server has no TLS").await;
+                return Ok(connected);
             }
-            None => {
-                let (client, connection) = config.connect(NoTls).await?;
-                (client, tokio::spawn(run(connection)))
-            }
+            Err(error) if preferred && refuses_tls(&error, &tls) => chain(&error),
+            Err(error) => return Err(error),
+        };
+        let connected = plain(config).await?;
+        self.warn_of_plain(index, &why).await;
+        Ok(connected)
+    }
+
+    /// Says once for each host that its password went over the network in plain text.
+    async fn warn_of_plain(&self, index: usize, why: &str) {
+        let config = &self.configs[index];
+        if self.seen_plain[index].swap(true, Ordering::Relaxed)
+            || config.get_password().is_none()
+            || !leaves_the_machine(config).await
+        {
+            return;
+        }
+        tracing::warn!(
+            "the connection to Postgres at {} is not encrypted ({why}), so the password and all data \
+             can be read on their way: use `sslmode=verify-full` in --database (POSTGRES_URL, \
+             DATABASE_URL), or `sslmode=disable` if it is meant so",
+            super::connect::address(config)
+        );
+    }
+}
+
+async fn plain(config: &Config) -> Result<Connected, Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    Ok((client, tokio::spawn(run(connection))))
+}
+
+/// Whether it is worth trying without TLS, for which nobody has been asked for a password yet: there was
+/// no answer to the request for TLS, the handshake failed, or `pg_hba.conf` lets nobody in this way.
+fn refuses_tls(error: &Error, tls: &Noted) -> bool {
+    match error.as_db_error() {
+        Some(answer) => {
+            *answer.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                && answer.routine() == Some("ClientAuthentication")
+        }
+        // The client has no better way to tell.
+        None if tls.is_begun() => error.to_string().starts_with("error performing TLS"),
+        None => error.to_string().starts_with("error communicating"),
+    }
+}
+
+/// Whether a host is another machine, as far as its address tells.
+async fn leaves_the_machine(config: &Config) -> bool {
+    let other = |address: IpAddr| !address.to_canonical().is_loopback();
+    match (config.get_hostaddrs().first(), config.get_hosts().first()) {
+        (Some(address), _) => other(*address),
+        (None, Some(Host::Tcp(name))) => match lookup_host((name.as_str(), 0)).await {
+            Ok(mut addresses) => addresses.any(|address| other(address.ip())),
+            Err(_) => true,
+        },
+        _ => false,
+    }
+}
+
+/// TLS that notes whether it was begun, which the server decides.
+#[derive(Clone)]
+struct Noted {
+    tls: MakeRustlsConnect,
+    begun: Arc<AtomicBool>,
+}
+
+type Rustls = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
+
+struct NotedConnect {
+    tls: Rustls,
+    begun: Arc<AtomicBool>,
+}
+
+impl Noted {
+    fn new(tls: MakeRustlsConnect) -> Self {
+        let begun = Arc::default();
+        Self { tls, begun }
+    }
+
+    fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+}
+
+impl MakeTlsConnect<Socket> for Noted {
+    type Stream = <Rustls as TlsConnect<Socket>>::Stream;
+    type TlsConnect = NotedConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
+
+    fn make_tls_connect(&mut self, domain: &str) -> Result<NotedConnect, Self::Error> {
+        Ok(NotedConnect {
+            tls: MakeTlsConnect::<Socket>::make_tls_connect(&mut self.tls, domain)?,
+            begun: self.begun.clone(),
         })
+    }
+}
+
+impl TlsConnect<Socket> for NotedConnect {
+    type Stream = <Rustls as TlsConnect<Socket>>::Stream;
+    type Error = <Rustls as TlsConnect<Socket>>::Error;
+    type Future = <Rustls as TlsConnect<Socket>>::Future;
+
+    fn connect(self, stream: Socket) -> Self::Future {
+        self.begun.store(true, Ordering::Relaxed);
+        self.tls.connect(stream)
     }
 }
 
@@ -143,8 +263,19 @@ async fn use_of(client: &Client) -> Result<Use, Error> {
 /// The same configuration for each of its hosts alone.
 fn each_host(config: &Config) -> Vec<Config> {
     let count = config.get_hosts().len().max(config.get_hostaddrs().len());
+    let name_of = |one: &mut Config, index: usize| {
+        // Without a name there is no TLS.
+        if let (true, Some(address)) = (
+            config.get_hosts().is_empty(),
+            config.get_hostaddrs().get(index),
+        ) {
+            one.host(address.to_string());
+        }
+    };
     if count <= 1 {
-        return vec![config.clone()];
+        let mut one = config.clone();
+        name_of(&mut one, 0);
+        return vec![one];
     }
     let ports = config.get_ports();
     (0..count)
@@ -157,7 +288,7 @@ fn each_host(config: &Config) -> Vec<Config> {
                 Some(Host::Unix(folder)) => {
                     one.host_path(folder);
                 }
-                None => {}
+                None => name_of(&mut one, index),
             }
             if let Some(address) = config.get_hostaddrs().get(index) {
                 one.hostaddr(*address);
