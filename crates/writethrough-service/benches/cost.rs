@@ -232,8 +232,8 @@ impl Ground {
             async move {
                 // Textbook and off have no epoch to be guarded by.
                 match guard.parameter() {
-                    0 => ground.update(id).await.map_err(OpError::Rejected)?,
-                    epoch => ground.guarded_update(id, epoch).await?,
+                    None => ground.update(id).await.map_err(OpError::Rejected)?,
+                    Some(epoch) => ground.guarded_update(id, epoch).await?,
                 }
                 Ok::<_, OpError<Failure>>(Commit::new(()).cache(&key, &ground.value))
             }

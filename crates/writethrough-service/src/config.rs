@@ -69,6 +69,26 @@ pub struct ServeArgs {
     )]
     pub cache_capacity_bytes: Option<String>,
 
+    /// The longest item that is cached, in bytes; a longer one is served from the database
+    /// [default: 1048576].
+    #[arg(
+        long,
+        env = "CACHE_MAX_VALUE_BYTES",
+        value_name = "BYTES",
+        hide_env_values = true
+    )]
+    pub cache_max_value_bytes: Option<String>,
+
+    /// The longest part of a list that is cached, in bytes; a longer one is served from the database
+    /// [default: 262144].
+    #[arg(
+        long,
+        env = "CACHE_MAX_PAGE_BYTES",
+        value_name = "BYTES",
+        hide_env_values = true
+    )]
+    pub cache_max_page_bytes: Option<String>,
+
     /// Connections to Postgres for items [default: 16].
     #[arg(
         long,
@@ -216,6 +236,10 @@ pub struct Config {
     pub consistency: Consistency,
     /// Room for the in-process cache.
     pub cache_capacity_bytes: u64,
+    /// The longest item that is cached.
+    pub cache_max_value_bytes: usize,
+    /// The longest part of a list that is cached.
+    pub cache_max_page_bytes: usize,
     /// Connections to Postgres for items.
     pub database_pool_size: usize,
     /// Requests served at once.
@@ -250,6 +274,8 @@ impl Default for Config {
             ttl: Duration::from_secs(300),
             consistency: Consistency::Strict,
             cache_capacity_bytes: 64 << 20,
+            cache_max_value_bytes: 1 << 20,
+            cache_max_page_bytes: 256 << 10,
             database_pool_size: 16,
             max_in_flight: 1024,
             max_connections: 4096,
@@ -302,6 +328,8 @@ pub(crate) mod setting {
     pub(super) const TTL: &str = "--ttl (CACHE_TTL_SECONDS)";
     pub(super) const CONSISTENCY: &str = "--consistency (CONSISTENCY)";
     pub(super) const CAPACITY: &str = "--cache-capacity-bytes (CACHE_CAPACITY_BYTES)";
+    pub(super) const MAX_VALUE: &str = "--cache-max-value-bytes (CACHE_MAX_VALUE_BYTES)";
+    pub(super) const MAX_PAGE: &str = "--cache-max-page-bytes (CACHE_MAX_PAGE_BYTES)";
     pub(super) const POOL: &str = "--database-pool-size (DATABASE_POOL_SIZE)";
     pub(super) const IN_FLIGHT: &str = "--max-in-flight (MAX_IN_FLIGHT)";
     pub(super) const CONNECTIONS: &str = "--max-connections (MAX_CONNECTIONS)";
@@ -383,6 +411,20 @@ impl Config {
                 default.cache_capacity_bytes,
                 1 << 20,
                 1 << 40,
+            )?,
+            cache_max_value_bytes: number(
+                &args.cache_max_value_bytes,
+                setting::MAX_VALUE,
+                default.cache_max_value_bytes,
+                1,
+                16 << 20,
+            )?,
+            cache_max_page_bytes: number(
+                &args.cache_max_page_bytes,
+                setting::MAX_PAGE,
+                default.cache_max_page_bytes,
+                1,
+                16 << 20,
             )?,
             database_pool_size: number(&args.database_pool_size, setting::POOL, 16, 1, 1000)?,
             max_in_flight: number(&args.max_in_flight, setting::IN_FLIGHT, 1024, 1, 1_000_000)?,
@@ -778,6 +820,8 @@ mod tests {
                 ttl: of("7"),
                 consistency: of("off"),
                 cache_capacity_bytes: of("2000000"),
+                cache_max_value_bytes: of("2000"),
+                cache_max_page_bytes: of("2000"),
                 database_pool_size: of("7"),
                 max_in_flight: of("7"),
                 max_connections: of("7"),

@@ -329,21 +329,40 @@ pub struct Page {
     pub items: Vec<Item>,
     /// Where the next part starts, when there is one.
     pub next: Option<Cursor>,
+    /// Whether the list can have given out the cursor that it was asked for: it names an item that is
+    /// there, or there was none. Anybody can make up others, without end.
+    pub cursor_is_known: bool,
 }
 
 impl Page {
-    /// A page of `limit` items out of a list that was read one item further, to know whether there is
-    /// more.
+    /// How many items are to be read for a request: from the cursor's own item on, to know whether it is
+    /// there, and one further, to know whether there is more.
     #[must_use]
-    pub fn from_rows(mut items: Vec<Item>, limit: u8) -> Self {
-        let more = items.len() > usize::from(limit);
-        items.truncate(usize::from(limit));
+    pub fn wanted(request: &PageRequest) -> usize {
+        usize::from(request.limit) + 1 + usize::from(request.after.is_some())
+    }
+
+    /// The page out of so many items.
+    #[must_use]
+    pub fn from_rows(mut items: Vec<Item>, request: &PageRequest) -> Self {
+        let at_first = items.first().map(Cursor::after);
+        let named = request.after.is_some() && at_first == request.after;
+        if named {
+            items.remove(0);
+        }
+        let limit = usize::from(request.limit);
+        let more = items.len() > limit;
+        items.truncate(limit);
         let next = if more {
             items.last().map(Cursor::after)
         } else {
             None
         };
-        Self { items, next }
+        Self {
+            items,
+            next,
+            cursor_is_known: named || request.after.is_none(),
+        }
     }
 }
 

@@ -31,6 +31,8 @@ const HEADER_BYTES: usize = 8;
 pub struct Document {
     /// The tag in eight bytes, then the JSON.
     bytes: Bytes,
+    /// Not a page behind a cursor that was made up: there are too many of them.
+    may_be_cached: bool,
 }
 
 impl Document {
@@ -44,6 +46,7 @@ impl Document {
         bytes[..HEADER_BYTES].copy_from_slice(&tag.to_be_bytes());
         Self {
             bytes: bytes.into(),
+            may_be_cached: true,
         }
     }
 
@@ -55,7 +58,10 @@ impl Document {
 
     /// The document of a page; the tag is a hash of it.
     fn of_page(page: &crate::item::Page) -> Self {
-        Self::new(&PageBody::from(page), fnv1a)
+        Self {
+            may_be_cached: page.cursor_is_known,
+            ..Self::new(&PageBody::from(page), fnv1a)
+        }
     }
 
     /// The JSON.
@@ -78,9 +84,16 @@ impl CacheValue for Document {
         self.bytes.clone()
     }
 
+    fn may_be_cached(&self) -> bool {
+        self.may_be_cached
+    }
+
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         match bytes.get(HEADER_BYTES) {
-            Some(b'{') => Ok(Self { bytes }),
+            Some(b'{') => Ok(Self {
+                bytes,
+                may_be_cached: true,
+            }),
             _ => Err(DecodeError("no JSON object behind the header".to_owned())),
         }
     }
@@ -422,7 +435,8 @@ impl Items {
             .map_err(ItemsError::Cache)
     }
 
-    /// How many items the cache holds that reads may use; up to a second old.
+    /// How many items the cache holds that reads may use; up to a second old, and never older than a
+    /// write that was acknowledged here.
     pub async fn cached_items(&self) -> u64 {
         // What cannot be asked cannot be used either.
         self.engine.cached_values(ENTITY).await.unwrap_or(0)

@@ -460,6 +460,26 @@ impl Collector for LiveCollector {
                 stats.refused_fills,
             ),
             (
+                "writethrough_oversized",
+                "Values and pages that were too long to be cached",
+                stats.oversized,
+            ),
+            (
+                "writethrough_declined",
+                "Pages that were not cached, because their cursor names no item that is there",
+                stats.declined,
+            ),
+            (
+                "writethrough_unannounced_writes",
+                "Writes with a value under a key that they had not announced: a fault of the program",
+                stats.unannounced_writes,
+            ),
+            (
+                "writethrough_unguarded_writes",
+                "Writes that did not ask for their guard: a fault of the program",
+                stats.unguarded_writes,
+            ),
+            (
                 "writethrough_epoch_changes",
                 "New epochs seen",
                 stats.epoch_changes,

@@ -96,6 +96,8 @@ impl Server {
         let settings = Settings {
             consistency: config.consistency,
             ttl: config.ttl,
+            max_value_bytes: config.cache_max_value_bytes,
+            max_page_bytes: config.cache_max_page_bytes,
             max_loads: config.database_pool_size * LOADS_PER_CONNECTION,
             ..Settings::default()
         };

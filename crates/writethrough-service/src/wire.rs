@@ -210,7 +210,8 @@ pub(crate) enum ModeName {
 #[derive(Serialize, ToSchema)]
 #[schema(as = CacheStats)]
 pub(crate) struct StatsBody {
-    /// Items in the cache that reads may use now; up to a second old.
+    /// Items in the cache that reads may use now; up to a second old, but never older than a write that
+    /// this node has acknowledged.
     pub(crate) cached_items: u64,
     /// Reads answered from the cache.
     pub(crate) total_hits: u64,
@@ -234,6 +235,10 @@ pub(crate) struct StatsBody {
     pub(crate) coalesced_loads: u64,
     /// Fills that came too late and were refused.
     pub(crate) refused_fills: u64,
+    /// Items and lists that were too long to be cached.
+    pub(crate) oversized: u64,
+    /// Lists that were not cached, because their cursor names no item that is there.
+    pub(crate) declined: u64,
     /// Keys announced by writes.
     pub(crate) intents: u64,
     /// Writes acknowledged.

@@ -34,6 +34,7 @@ const CASES: &[Case] = cases![
     a_read_after_a_write_is_a_hit,
     the_list_contains_what_was_just_created,
     the_list_is_walked_by_its_cursors,
+    lists_behind_made_up_cursors_are_served_and_not_cached,
     an_update_makes_a_new_version,
     concurrent_updates_are_all_counted,
     a_deleted_item_is_gone,
@@ -60,6 +61,7 @@ const CASES: &[Case] = cases![
     health_and_probes,
     metrics_are_exported,
     metrics_come_in_the_form_that_is_asked_for,
+    long_lists_are_served_and_not_cached,
     the_api_describes_itself,
     the_index_comes_in_two_forms,
 ];
@@ -950,6 +952,66 @@ async fn clearing_the_cache_makes_the_next_read_a_fill(client: &ApiClient) {
     }
 }
 
+/// Anybody can write down a cursor, without end. One that a list has given out names an item.
+async fn lists_behind_made_up_cursors_are_served_and_not_cached(client: &ApiClient) {
+    let status = |answer: &support::Answer| answer.header("cache-status").to_owned();
+    for number in 0..3 {
+        client.create(&format!("Behind a cursor {number}")).await;
+    }
+    let first = client.get("/items?limit=2").await.json();
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let path = format!("/items?limit=2&cursor={cursor}");
+    let page = client.get_through_cache(&path).await;
+    assert_eq!(status(&page), "writethrough; fwd=miss; stored");
+    let hit = client.get_through_cache(&path).await;
+    assert_eq!(status(&hit), "writethrough; hit");
+    assert_eq!(hit.json(), page.json());
+    // The same place, of an item that is not there; a time that nobody has seen; no time at all.
+    let before = client.get("/cache/stats").await.json()["declined"].clone();
+    let nobody = format!("{}{}", &cursor[..16], "f".repeat(32));
+    let [early, late] = [
+        "0".repeat(48),
+        format!("00038d7ea4c68000{}", "0".repeat(32)),
+    ];
+    for made_up in [&nobody, &early, &late] {
+        for _ in 0..2 {
+            let path = format!("/items?limit=2&cursor={made_up}");
+            let answer = client.get_through_cache(&path).await;
+            assert_eq!(answer.status, 200);
+            assert_eq!(status(&answer), "writethrough; fwd=miss", "{made_up}");
+        }
+    }
+    let declined = client.get("/cache/stats").await.json()["declined"].clone();
+    assert_eq!(declined.as_u64().unwrap(), before.as_u64().unwrap() + 6);
+    // A cursor outlives its item: the list goes on where it was.
+    let gone = first["items"][1]["id"].as_str().unwrap();
+    assert_eq!(client.delete(&format!("/items/{gone}")).await.status, 200);
+    let answer = client.get_through_cache(&path).await;
+    assert_eq!(status(&answer), "writethrough; fwd=miss");
+    assert_eq!(answer.json()["items"], page.json()["items"]);
+}
+
+async fn long_lists_are_served_and_not_cached(client: &ApiClient) {
+    let status = |answer: &support::Answer| answer.header("cache-status").to_owned();
+    let before = client.get("/cache/stats").await.json()["oversized"].clone();
+    let description = "x".repeat(60_000);
+    for number in 0..5 {
+        let body =
+            json!({"name": format!("Long {number}"), "description": description, "price": 1});
+        assert_eq!(client.post("/items", &body.to_string()).await.status, 201);
+    }
+    for _ in 0..2 {
+        let long = client.get_through_cache("/items?limit=5").await;
+        assert!(long.text().len() > 256 << 10);
+        assert_eq!(status(&long), "writethrough; fwd=miss");
+    }
+    let short = client.get_through_cache("/items?limit=4").await;
+    assert!(short.text().len() < 256 << 10);
+    assert_eq!(status(&short), "writethrough; fwd=miss; stored");
+    let oversized = client.get("/cache/stats").await.json()["oversized"].clone();
+    assert_eq!(oversized.as_u64().unwrap(), before.as_u64().unwrap() + 2);
+}
+
 async fn statistics_add_up(client: &ApiClient) {
     let before = client.get("/cache/stats").await.json();
     let path = client.create("Counted").await;
@@ -978,6 +1040,8 @@ async fn statistics_add_up(client: &ApiClient) {
     for count in [
         "coalesced_loads",
         "refused_fills",
+        "oversized",
+        "declined",
         "total_bypasses",
         "indeterminate_writes",
         "epoch_changes",
@@ -988,11 +1052,18 @@ async fn statistics_add_up(client: &ApiClient) {
         assert!(after[count].is_number(), "{count}");
     }
     assert!(after["bypasses"]["intent"].is_u64());
-    support::until("the count of cached items has caught up", async || {
+    // Never older than a write of the node's own.
+    let cached = async || {
         let stats = client.get("/cache/stats").await.json();
-        (stats["cached_items"].as_u64().unwrap() >= 2).then_some(())
-    })
-    .await;
+        stats["cached_items"].as_u64().unwrap()
+    };
+    let mut last = cached().await;
+    for number in 0..3 {
+        client.create(&format!("Counted at once {number}")).await;
+        let now = cached().await;
+        assert_eq!(now, last + 1);
+        last = now;
+    }
 }
 
 async fn health_and_probes(client: &ApiClient) {
@@ -1032,6 +1103,10 @@ async fn metrics_are_exported(client: &ApiClient) {
         r#"writethrough_bypassed_reads_total{reason="intent"}"#,
         "writethrough_intents_total ",
         "writethrough_refused_fills_total ",
+        "writethrough_oversized_total ",
+        "writethrough_declined_total ",
+        "writethrough_unannounced_writes_total 0",
+        "writethrough_unguarded_writes_total 0",
         "writethrough_epoch_changes_total ",
         "writethrough_degraded_seconds_total ",
         "writethrough_epoch ",

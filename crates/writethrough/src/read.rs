@@ -36,7 +36,7 @@ pub enum ReadOutcome {
     Hit,
     /// The store, and the cache was filled.
     Filled,
-    /// The store; the fill was refused or failed.
+    /// The store; the fill was refused or failed, or what was loaded is not to be cached.
     Unfilled,
     /// The load of another read in this process, under a lease or a stamp that this read saw.
     Coalesced,
@@ -211,10 +211,42 @@ impl Fill {
         }
     }
 
-    /// Stores what was loaded. Returns whether the cache took it.
-    async fn store(mut self, engine: &Engine, payload: Payload) -> bool {
+    /// Whether what was loaded may be stored; counts what may not.
+    fn may_store(&self, engine: &Engine, payload: &Payload, may_be_cached: bool) -> bool {
+        if !may_be_cached {
+            engine.counters.declined.add(1);
+            return false;
+        }
+        let (name, most) = match &self.target {
+            Target::Value { key, .. } | Target::Unconditional { key } => {
+                (key, engine.settings.max_value_bytes)
+            }
+            Target::Page { page, .. } => (page, engine.settings.max_page_bytes),
+        };
+        let bytes = payload.as_ref().map_or(0, Bytes::len);
+        engine.fits(name, bytes, most)
+    }
+
+    /// Lets go of the lease, if it is this load's alone, so that the next read need not wait for it.
+    async fn give_up(mut self, engine: &Engine) {
+        let (Some(token), Target::Value { key, .. }) = (self.lease, &self.target) else {
+            return;
+        };
+        let span = cache_span!("redis_del", "EVALSHA", self.session, key, self.epoch);
+        match self.session.break_fill(key, token).instrument(span).await {
+            Ok(_) => self.lease = None,
+            Err(error) => engine.cache_failed("breaking a fill lease", &error),
+        }
+    }
+
+    /// Stores what was loaded, if it may be stored. Returns whether the cache took it.
+    async fn store(mut self, engine: &Engine, payload: Payload, may_be_cached: bool) -> bool {
         if let Some(leader) = &self.leader {
             leader.loaded(payload.clone());
+        }
+        if !self.may_store(engine, &payload, may_be_cached) {
+            self.give_up(engine).await;
+            return false;
         }
         let ttl = engine.value_ttl(&payload);
         let (session, epoch) = (&self.session, self.epoch);
@@ -455,7 +487,8 @@ impl Engine {
                 }
                 let value = loaded?;
                 let payload = value.as_ref().map(V::encode);
-                if watch.time(fill.store(self, payload)).await {
+                let may_be_cached = value.as_ref().is_none_or(V::may_be_cached);
+                if watch.time(fill.store(self, payload, may_be_cached)).await {
                     (value, ReadOutcome::Filled)
                 } else {
                     (value, ReadOutcome::Unfilled)

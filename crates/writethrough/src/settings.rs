@@ -51,6 +51,12 @@ pub struct Settings {
     /// How long a process waits for the load of another process before one of its own reads loads
     /// beside it, for all of them, 250 ms by default. A load that takes longer counts as slow.
     pub fill_wait: Duration,
+    /// The longest value that is cached, in bytes as [`crate::CacheValue::encode`] gives them; 1 MiB by
+    /// default. A longer one is loaded and served, and not cached ([`crate::Stats::oversized`]). It must
+    /// pass between this node and the cache well within the cache's deadline.
+    pub max_value_bytes: usize,
+    /// The same for a page of a collection, 256 KiB by default.
+    pub max_page_bytes: usize,
     /// The bound of one load, and of all waits of one read for loads of others, 6 s by default: the
     /// time for a connection and the database's `statement_timeout`.
     pub load_timeout: Duration,
@@ -81,6 +87,8 @@ impl Default for Settings {
             timing: Timing::default(),
             fill_lease: ms(3000),
             fill_wait: ms(250),
+            max_value_bytes: 1 << 20,
+            max_page_bytes: 256 << 10,
             load_timeout: ms(6000),
             max_loads: 1024,
             intent: ms(15_000),
@@ -90,6 +98,9 @@ impl Default for Settings {
         }
     }
 }
+
+/// The longest value or page that may be allowed: all of them share a connection.
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 
 /// The most loads at once: more than any database takes.
 const MAX_LOADS: usize = 1_000_000;
@@ -179,6 +190,16 @@ impl Settings {
                 "it must be longer than `fill_wait`",
             ),
             (
+                (1..=MAX_BYTES).contains(&self.max_value_bytes),
+                "max_value_bytes",
+                "it must be from 1 to 16777216",
+            ),
+            (
+                (1..=MAX_BYTES).contains(&self.max_page_bytes),
+                "max_page_bytes",
+                "it must be from 1 to 16777216",
+            ),
+            (
                 (1..=MAX_LOADS).contains(&self.max_loads),
                 "max_loads",
                 "it must be from 1 to 1000000",
@@ -207,6 +228,7 @@ mod tests {
     }
 
     type Edit = fn(&mut Settings, Duration);
+    type EditNumber = fn(&mut Settings, usize);
 
     #[test]
     fn every_field_has_bounds() {
@@ -240,12 +262,17 @@ mod tests {
                 }
             }
         }
-        for wrong in [0, usize::MAX] {
-            let settings = Settings {
-                max_loads: wrong,
-                ..Settings::default()
-            };
-            assert_eq!(settings.validate().unwrap_err().field, "max_loads");
+        let edits: [(&str, EditNumber); 3] = [
+            ("max_value_bytes", |s, n| s.max_value_bytes = n),
+            ("max_page_bytes", |s, n| s.max_page_bytes = n),
+            ("max_loads", |s, n| s.max_loads = n),
+        ];
+        for (field, edit) in edits {
+            for wrong in [0, usize::MAX] {
+                let mut settings = Settings::default();
+                edit(&mut settings, wrong);
+                assert_eq!(settings.validate().unwrap_err().field, field);
+            }
         }
     }
 }

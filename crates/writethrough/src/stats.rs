@@ -36,8 +36,12 @@ pub(crate) struct Counters {
     pub(crate) renewed_leases: Counter,
     pub(crate) late_timeouts: Counter,
     pub(crate) refused_fills: Counter,
+    pub(crate) oversized: Counter,
+    pub(crate) declined: Counter,
     pub(crate) intents: Counter,
     pub(crate) epoch_changes: Counter,
+    pub(crate) unannounced_writes: Counter,
+    pub(crate) unguarded_writes: Counter,
     pub(crate) writes: Counter,
     pub(crate) indeterminate_writes: Counter,
     pub(crate) decode_errors: Counter,
@@ -62,8 +66,12 @@ impl Counters {
             renewed_leases: self.renewed_leases.get(),
             late_timeouts: self.late_timeouts.get(),
             refused_fills: self.refused_fills.get(),
+            oversized: self.oversized.get(),
+            declined: self.declined.get(),
             intents: self.intents.get(),
             epoch_changes: self.epoch_changes.get(),
+            unannounced_writes: self.unannounced_writes.get(),
+            unguarded_writes: self.unguarded_writes.get(),
             writes: self.writes.get(),
             indeterminate_writes: self.indeterminate_writes.get(),
             decode_errors: self.decode_errors.get(),
@@ -104,10 +112,22 @@ pub struct Stats {
     pub late_timeouts: u64,
     /// Fills that came too late, because a write or a clearing came between.
     pub refused_fills: u64,
+    /// Values and pages that were served and not cached, because they are longer than
+    /// [`crate::Settings::max_value_bytes`] or [`crate::Settings::max_page_bytes`].
+    pub oversized: u64,
+    /// Values and pages that were served and not cached, because they said so themselves
+    /// ([`crate::CacheValue::may_be_cached`]).
+    pub declined: u64,
     /// Keys announced by writes.
     pub intents: u64,
     /// New epochs seen.
     pub epoch_changes: u64,
+    /// Writes that had a value to cache under a key which is not in their [`crate::WriteSet`]: a fault of
+    /// the program. The value was not cached, and each ended its epoch.
+    pub unannounced_writes: u64,
+    /// Writes that never asked for the parameter of their [`crate::Guard`]: a fault of the program. Each
+    /// ended the epoch.
+    pub unguarded_writes: u64,
     /// Writes acknowledged.
     pub writes: u64,
     /// Writes whose outcome stayed unknown.

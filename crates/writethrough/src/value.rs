@@ -16,6 +16,12 @@ pub trait CacheValue: Sized + Send {
     /// The bytes to store.
     fn encode(&self) -> Bytes;
 
+    /// Whether the cache may keep it, true by default. A value that says no is served and counted
+    /// ([`crate::Stats::declined`]); the cache is left without one.
+    fn may_be_cached(&self) -> bool {
+        true
+    }
+
     /// The value of stored bytes.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Writes: announce, write guarded, end, acknowledge.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::key::{Key, WriteSet};
 use crate::runtime;
 use crate::settings::Consistency;
 use crate::span::cache_span;
+use crate::stats::Counter;
 use crate::supervisor;
 use crate::value::CacheValue;
 use crate::write_through::{Engine, WriteThrough, new_token};
@@ -28,7 +29,8 @@ use crate::write_through::{Engine, WriteThrough, new_token};
 #[derive(Debug)]
 pub struct Commit<T> {
     output: T,
-    values: HashMap<Key, Bytes>,
+    /// None: the value is not to be cached.
+    values: HashMap<Key, Option<Bytes>>,
 }
 
 impl<T> Commit<T> {
@@ -45,7 +47,8 @@ impl<T> Commit<T> {
     /// keys of the write.
     #[must_use]
     pub fn cache<V: CacheValue>(mut self, key: &Key, value: &V) -> Self {
-        self.values.insert(key.clone(), value.encode());
+        let value = value.may_be_cached().then(|| value.encode());
+        self.values.insert(key.clone(), value);
         self
     }
 }
@@ -157,6 +160,13 @@ impl WriteThrough {
     /// acknowledges. `op` writes to the store guarded by the [`Guard`] it is given, in one
     /// transaction, and is run again under a new guard when it reports [`OpError::Fenced`].
     ///
+    /// The value that is cached must be what the transaction leaves behind. `RETURNING` answers before
+    /// `AFTER` triggers run: if one of them changes the row again, read it again at the end of the same
+    /// transaction, or cache nothing.
+    ///
+    /// A write that `op` refuses leaves its keys empty, as its announcement has taken the place of their
+    /// values: the next read of each loads.
+    ///
     /// # Errors
     ///
     /// [`WriteError::Rejected`] when `op` refused; [`WriteError::Unavailable`] when the write was
@@ -178,6 +188,12 @@ impl WriteThrough {
     /// # Consistency
     ///
     /// When this returns `Ok`, no read that starts afterwards, on any node, sees anything older.
+    ///
+    /// A value under a key that is not in `set` is not cached, and an `op` that reports a commit without
+    /// having asked for [`Guard::parameter`] (where the database checks it) was not guarded. Both are
+    /// faults of the program: the write stands, and is acknowledged once the epoch is over, because the
+    /// cache may hold something stale ([`crate::Stats::unannounced_writes`],
+    /// [`crate::Stats::unguarded_writes`]).
     pub async fn write<T, E, Op, F>(
         &self,
         set: WriteSet,
@@ -268,15 +284,19 @@ impl Engine {
                     }
                 }
             };
-            let (outcome, mut result) = match self.fence.enter(epoch).await {
-                Err(_) => (Outcome::Fenced, None),
-                Ok(guard) => self.run(op(guard)).await,
+            let ((outcome, mut result), guarded) = match self.fence.enter(epoch).await {
+                Err(_) => ((Outcome::Fenced, None), true),
+                Ok(guard) => {
+                    let witness = guard.witness();
+                    (self.run(op(guard)).await, witness.guarded())
+                }
             };
             match after_write(outcome) {
                 AfterWrite::End => {
-                    let Some(Ok(commit)) = result.take() else {
+                    let Some(Ok(mut commit)) = result.take() else {
                         return Err(WriteError::Indeterminate(None));
                     };
+                    let misuse = self.misuse(&set, &mut commit.values, guarded);
                     if let Some(announced) = announced {
                         let started = Instant::now();
                         let ended = self.end(&announced, commit.values).await;
@@ -295,6 +315,11 @@ impl Engine {
                                 return Err(WriteError::Indeterminate(None));
                             }
                         }
+                    }
+                    if let Some(reason) = misuse
+                        && !self.leave_all(epoch, guarded, reason, deadline).await
+                    {
+                        return Err(WriteError::Indeterminate(None));
                     }
                     return Ok(Written {
                         output: commit.output,
@@ -439,6 +464,90 @@ impl Engine {
         }
     }
 
+    /// What the operation of a committed write did that may have left something stale in the cache, if
+    /// it did. Takes away the values that must not be stored.
+    fn misuse(
+        &self,
+        set: &WriteSet,
+        values: &mut HashMap<Key, Option<Bytes>>,
+        guarded: bool,
+    ) -> Option<String> {
+        if !guarded {
+            values.clear();
+            return Some(
+                self.misused(
+                    &self.counters.unguarded_writes,
+                    "a write was not guarded: put `Guard::parameter` into its statement, as \
+                 `writethrough.guard($1)`"
+                        .to_owned(),
+                ),
+            );
+        }
+        if values.is_empty() {
+            return None;
+        }
+        let announced: HashSet<&Key> = set.keys.iter().collect();
+        let mut entity = None;
+        values.retain(|key, _| {
+            let is_announced = announced.contains(key);
+            if !is_announced {
+                entity = key.as_str().split(':').next().map(str::to_owned);
+            }
+            is_announced
+        });
+        // The rest of the key may be nobody's business.
+        let entity = entity?;
+        Some(self.misused(
+            &self.counters.unannounced_writes,
+            format!(
+                "a write had a value to cache under a key `{entity}:*` that it had not announced: name \
+                 it in the `WriteSet`"
+            ),
+        ))
+    }
+
+    /// Counts a fault of the program; the first of its kind is logged as an error.
+    fn misused(&self, counter: &Counter, reason: String) -> String {
+        if counter.get() == 0 {
+            tracing::error!("{reason}. The write stands; what is cached is given up each time");
+        }
+        counter.add(1);
+        reason
+    }
+
+    /// Ends `epoch`, unless nothing is cached in it, and all others in which something stale may have
+    /// been cached: after a write without a guard any that was over before the write had committed.
+    async fn leave_all(
+        &self,
+        epoch: Epoch,
+        guarded: bool,
+        reason: String,
+        deadline: Instant,
+    ) -> bool {
+        let newest = || {
+            let row = self.view().node.row().cloned();
+            row.map_or((epoch, true), |row| (row.number, row.mode == Mode::Bypass))
+        };
+        if guarded {
+            let (number, bypass) = newest();
+            // The guard kept the epoch until the write had committed, and any later one began after it.
+            return (number == epoch && bypass)
+                || self.leave_and_settle(epoch, reason, deadline).await;
+        }
+        loop {
+            if !self
+                .leave_and_settle(newest().0.max(epoch), reason.clone(), deadline)
+                .await
+            {
+                return false;
+            }
+            // Seen in bypass after the write: what was cached before is over.
+            if newest().1 {
+                return true;
+            }
+        }
+    }
+
     /// Places the intent on every key; an error when it could not be placed on all of them.
     async fn announce(
         &self,
@@ -489,7 +598,7 @@ impl Engine {
     async fn end(
         &self,
         announced: &Announced,
-        mut values: HashMap<Key, Bytes>,
+        mut values: HashMap<Key, Option<Bytes>>,
     ) -> Result<(), CacheError> {
         let mut keeps = false;
         let ends: Vec<End> = announced
@@ -499,7 +608,7 @@ impl Engine {
                 let value = key
                     .as_ref()
                     .filter(|_| keeps_value(announced.begun_again))
-                    .and_then(|key| values.remove(key))
+                    .and_then(|key| self.kept(key.as_str(), values.remove(key)?))
                     .map(Some);
                 keeps |= value.is_some();
                 let ttl = self.jittered(self.settings.ttl);
@@ -521,6 +630,16 @@ impl Engine {
             .instrument(span)
             .await
             .map(drop)
+    }
+
+    /// The value that a write leaves in the cache under the key of this name, if it may be kept.
+    fn kept(&self, name: &str, value: Option<Bytes>) -> Option<Bytes> {
+        let Some(bytes) = value else {
+            self.counters.declined.add(1);
+            return None;
+        };
+        self.fits(name, bytes.len(), self.settings.max_value_bytes)
+            .then_some(bytes)
     }
 
     /// Takes the intents of a write without effect away. If that fails they lapse.
@@ -623,12 +742,15 @@ impl Engine {
         F: Future<Output = Result<Commit<T>, OpError<E>>>,
     {
         let mut commit = self.run_unguarded(&mut op).await?;
+        // There is no epoch to end: counted, and said once.
+        let _ = self.misuse(&set, &mut commit.values, true);
         let started = Instant::now();
         let session = self.view().session.clone();
         if let Some(session) = session {
             for key in &set.keys {
                 let name = key.as_str();
-                let done = match commit.values.remove(key) {
+                let value = commit.values.remove(key);
+                let done = match value.and_then(|value| self.kept(name, value)) {
                     Some(bytes) => {
                         let span = cache_span!("redis_set", "SET", session, name, None);
                         let ttl = self.jittered(self.settings.ttl);
@@ -670,7 +792,7 @@ impl Engine {
         Op: FnMut(Guard) -> F,
         F: Future<Output = Result<Commit<T>, OpError<E>>>,
     {
-        match self.run(op(Guard::in_database(Epoch(0)))).await {
+        match self.run(op(Guard::none())).await {
             (Outcome::Committed, Some(Ok(commit))) => Ok(commit),
             (Outcome::NoEffect, Some(Err(error))) => Err(WriteError::Rejected(error)),
             (_, result) => Err(WriteError::Indeterminate(result.and_then(Result::err))),

@@ -83,7 +83,7 @@ pub(crate) struct Engine {
     /// Writes under way; shutdown waits for them.
     pub(crate) writes: watch::Sender<usize>,
     pub(crate) stopping: watch::Sender<bool>,
-    counted: tokio::sync::Mutex<Option<(String, u64, Instant)>>,
+    counted: tokio::sync::Mutex<Option<Counted>>,
 }
 
 /// The node's state and the session it was told of, changed together: a permit and the session it
@@ -98,6 +98,16 @@ pub(crate) struct View {
 fn reason(error: &Mutex<Option<FenceError>>) -> Option<String> {
     let error = error.lock().unwrap_or_else(PoisonError::into_inner);
     error.as_ref().map(ToString::to_string)
+}
+
+/// How many values a pattern matched.
+struct Counted {
+    pattern: String,
+    count: u64,
+    /// When the counting began.
+    at: Instant,
+    /// Writes of this node that had ended by then.
+    after_writes: u64,
 }
 
 /// A bypass that this node has proposed.
@@ -148,6 +158,22 @@ impl Engine {
             Some(_) => self.settings.ttl,
             None => self.settings.negative_ttl,
         })
+    }
+
+    /// Whether a value or a page of this length may be cached; counts those that may not.
+    pub(crate) fn fits(&self, name: &str, bytes: usize, most: usize) -> bool {
+        if bytes <= most {
+            return true;
+        }
+        if self.counters.oversized.get() == 0 {
+            tracing::warn!(
+                name,
+                "{bytes} bytes are more than the {most} that are cached: they are served from the store \
+                 each time; further ones are counted as `oversized`"
+            );
+        }
+        self.counters.oversized.add(1);
+        false
     }
 
     pub(crate) fn cache_failed(&self, what: &str, error: &CacheError) {
@@ -304,7 +330,8 @@ impl WriteThrough {
     }
 
     /// How many values of the entity the cache holds in the current epoch; the answer may be a
-    /// second old. `None` when the cache cannot be asked.
+    /// second old, but is never older than a write that this engine has acknowledged. `None` when the
+    /// cache cannot be asked.
     ///
     /// # Cancellation
     ///
@@ -321,19 +348,29 @@ impl WriteThrough {
             _ => return None,
         };
         let session = session?;
-        // Held while counting, so that many askers cost one walk.
+        let counters = &self.engine.counters;
+        let ended = || counters.writes.get() + counters.indeterminate_writes.get();
+        let asked = Instant::now();
+        // Held while counting, so that many askers cost two walks at most.
         let mut counted = self.engine.counted.lock().await;
-        if let Some((name, count, at)) = counted.as_ref()
-            && *name == pattern
-            && at.elapsed() < Duration::from_secs(1)
+        if let Some(last) = counted.as_ref()
+            && last.pattern == pattern
+            && (last.at >= asked
+                || (last.at.elapsed() < Duration::from_secs(1) && last.after_writes == ended()))
         {
-            return Some(*count);
+            return Some(last.count);
         }
+        let (at, after_writes) = (Instant::now(), ended());
         let count = session.count(&pattern);
         let count = runtime::within(&self.engine.runtime, pin!(count)).await;
         match count {
             Ok(count) => {
-                *counted = Some((pattern, count, Instant::now()));
+                *counted = Some(Counted {
+                    pattern,
+                    count,
+                    at,
+                    after_writes,
+                });
                 Some(count)
             }
             Err(error) => {

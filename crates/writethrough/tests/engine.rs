@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use support::{Gate, Ground, Node, Pair, StoreError, until};
 use writethrough::{
-    Bypass, Collection, Commit, Consistency, Epoch, Fence, FenceError, Fenced, Guard, Json, Key,
-    LocalFence, OpError, ReadError, ReadOutcome, RedisCache, RedisSettings, Settings, Unavailable,
-    WriteError, WriteSet,
+    Bypass, CacheValue, Collection, Commit, Consistency, DecodeError, Epoch, Fence, FenceError,
+    Fenced, Guard, Json, Key, LocalFence, OpError, ReadError, ReadOutcome, RedisCache,
+    RedisSettings, Settings, Unavailable, WriteError, WriteSet,
 };
 use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
@@ -71,6 +72,12 @@ on_every_pair!(
     a_load_that_never_ends_is_given_up_by_all_who_wait,
     followers_of_a_failed_load_try_once_more_and_are_told,
     a_store_that_gets_slower_with_its_load_still_fills_the_cache,
+    what_is_too_long_is_served_and_not_cached,
+    what_says_that_it_may_not_be_cached_is_served_and_not_cached,
+    a_value_under_a_key_that_was_not_announced_ends_the_epoch,
+    a_write_that_ignores_its_guard_is_not_believed,
+    the_documented_statement_writes_in_every_mode,
+    the_count_of_values_is_never_older_than_an_own_write,
 );
 
 async fn a_miss_fills_and_the_next_read_hits(pair: Pair) {
@@ -699,6 +706,262 @@ async fn a_load_error_is_returned_and_frees_the_lease(pair: Pair) {
     let started = tokio::time::Instant::now();
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
     assert!(started.elapsed() < Settings::default().fill_lease);
+}
+
+async fn what_is_too_long_is_served_and_not_cached(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    for consistency in [Consistency::Strict, Consistency::Textbook] {
+        // Of the stored form: a text has two quotes more.
+        let settings = Settings {
+            consistency,
+            max_value_bytes: 12,
+            max_page_bytes: 8,
+            ..Settings::default()
+        };
+        let node = ground.node_with(settings).await;
+        node.write("a", Some("short")).await.unwrap();
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+        let (fits, long) = ("ten bytes.", "eleven long");
+        for (value, read) in [
+            (fits, ReadOutcome::Hit),
+            (long, ReadOutcome::Unfilled),
+            (fits, ReadOutcome::Hit),
+        ] {
+            node.write("a", Some(value)).await.unwrap();
+            for _ in 0..2 {
+                let found = node.read("a").await;
+                assert_eq!(found.value, Some(Json(value.into())));
+                assert_eq!(found.outcome, read, "{value} {consistency:?}");
+            }
+        }
+        // One write, two reads.
+        assert_eq!(node.cached.stats().oversized, 3);
+        let epoch = node.cached.status().epoch;
+        let page_of = async |text: &'static str| {
+            let load = || async { Ok::<_, StoreError>(Json(text.to_owned())) };
+            let collection = Collection::new("rows");
+            let read = node
+                .cached
+                .read_page(&collection, text, load)
+                .await
+                .unwrap();
+            assert_eq!(read.value, Some(Json(text.to_owned())));
+            read.outcome
+        };
+        if consistency == Consistency::Strict {
+            for _ in 0..2 {
+                assert_eq!(page_of("longer!").await, ReadOutcome::Unfilled);
+            }
+            assert_eq!(page_of("limit1").await, ReadOutcome::Filled);
+            assert_eq!(page_of("limit1").await, ReadOutcome::Hit);
+            assert_eq!(page_of("longer!").await, ReadOutcome::Unfilled);
+            assert_eq!(node.cached.stats().oversized, 6);
+        }
+        let stats = node.cached.stats();
+        assert_eq!((stats.cache_errors, stats.refused_fills), (0, 0));
+        assert_eq!(node.cached.status().epoch, epoch);
+        node.cached.clear("row", None).await.unwrap();
+    }
+}
+
+/// A text that must not be cached when it begins with a dot.
+#[derive(Debug, Clone, PartialEq)]
+struct Dotted(String);
+
+impl CacheValue for Dotted {
+    fn encode(&self) -> Bytes {
+        Bytes::copy_from_slice(self.0.as_bytes())
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        String::from_utf8(bytes.to_vec())
+            .map(Self)
+            .map_err(|error| DecodeError(error.to_string()))
+    }
+
+    fn may_be_cached(&self) -> bool {
+        !self.0.starts_with('.')
+    }
+}
+
+async fn what_says_that_it_may_not_be_cached_is_served_and_not_cached(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let key = Key::new("row", "a");
+    let (put, collection) = (node.store.clone(), Collection::new("rows"));
+    let write = async |value: &'static str| {
+        let (set, put, key) = (WriteSet::new().key(key.clone()), put.clone(), key.clone());
+        let op = move |guard| {
+            let (put, key) = (put.clone(), key.clone());
+            async move {
+                put.put(&guard, "a", Some(value)).await?;
+                Ok(Commit::new(()).cache(&key, &Dotted(value.to_owned())))
+            }
+        };
+        node.cached.write(set, op).await.unwrap();
+    };
+    let read = async || {
+        let load = || async { Ok::<_, StoreError>(node.store.get("a").await.map(Dotted)) };
+        let read = node.cached.read(&key, load).await.unwrap();
+        (read.outcome, read.value.unwrap().0)
+    };
+    write("one").await;
+    assert_eq!(read().await, (ReadOutcome::Hit, "one".to_owned()));
+    write(".two").await;
+    for _ in 0..2 {
+        assert_eq!(read().await, (ReadOutcome::Unfilled, ".two".to_owned()));
+    }
+    for _ in 0..2 {
+        let load = || async { Ok::<_, StoreError>(Dotted(".page".to_owned())) };
+        let page = node.cached.read_page(&collection, "p", load).await.unwrap();
+        assert_eq!(page.outcome, ReadOutcome::Unfilled);
+    }
+    assert_eq!(node.cached.stats().declined, 5);
+    write("three").await;
+    assert_eq!(read().await, (ReadOutcome::Hit, "three".to_owned()));
+}
+
+/// A write of `a` that has also changed `b`, which it did not announce: the cached `b` would be a hit
+/// until its lifetime ends.
+async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let write_both = async |set: WriteSet, value: &'static str| {
+        let store = node.store.clone();
+        let op = move |guard| {
+            let store = store.clone();
+            async move {
+                store.put(&guard, "a", Some(value)).await?;
+                store.put(&guard, "b", Some(value)).await?;
+                let [a, b] = ["a", "b"].map(|id| Key::new("row", id));
+                Ok(Commit::new(())
+                    .cache(&a, &Json(value.to_owned()))
+                    .cache(&b, &Json(value.to_owned())))
+            }
+        };
+        node.cached.write(set, op).await.unwrap();
+    };
+    for (count, set) in [
+        (1, WriteSet::new().key(Key::new("row", "a"))),
+        (2, WriteSet::new().collection(Collection::new("rows"))),
+        (3, WriteSet::new()),
+    ] {
+        until("the cache is in use", async || node.cached.uses_cache()).await;
+        node.write("b", Some("old")).await.unwrap();
+        assert_eq!(node.read("b").await.outcome, ReadOutcome::Hit);
+        let before = node.cached.status().epoch.unwrap();
+        write_both(set, "new").await;
+        assert_eq!(node.value("b").await.as_deref(), Some("new"));
+        assert_eq!(node.value("a").await.as_deref(), Some("new"));
+        let status = node.cached.status();
+        assert!(status.epoch.unwrap() > before, "the epoch is over");
+        let why = status.proposed_bypass.unwrap().reason;
+        assert!(why.contains("`row:*`"), "{why}");
+        assert_eq!(node.cached.stats().unannounced_writes, count);
+    }
+    // Both announced, nothing is wrong.
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    let before = node.cached.status().epoch;
+    let set = WriteSet::new().key(Key::new("row", "a"));
+    write_both(set.key(Key::new("row", "b")), "newer").await;
+    assert_eq!(node.read("b").await.outcome, ReadOutcome::Hit);
+    assert_eq!(node.cached.status().epoch, before);
+    assert_eq!(node.cached.stats().unannounced_writes, 3);
+}
+
+/// A write that does not put its guard into its statement is not stopped by a change of the epoch: it
+/// may land under what was filled in a later one. A guard that is held holds without its help.
+async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("old")).await.unwrap();
+    let row = node.fence.poll().await.unwrap().row;
+    let gate = Gate::shut();
+    let write = tokio::spawn({
+        let (node, gate) = (node.clone(), gate.clone());
+        let (key, store) = (Key::new("row", "a"), node.store.clone());
+        let op = move |guard: Guard| {
+            drop(guard);
+            let (key, store, gate) = (key.clone(), store.clone(), gate.clone());
+            async move {
+                gate.pass().await;
+                store.put_unguarded("a", "new").await;
+                Ok::<_, OpError<StoreError>>(Commit::new(()).cache(&key, &Json("new".to_owned())))
+            }
+        };
+        async move {
+            let set = WriteSet::new().key(Key::new("row", "a"));
+            node.cached.write(set, op).await.map(drop)
+        }
+    });
+    gate.arrival().await;
+    let next = writethrough_protocol::Node::bypass_from(row.number);
+    if ground.postgres.is_none() {
+        let refused = node.fence.propose(&next).await;
+        refused.expect_err("the engine holds the guard itself");
+        gate.let_through();
+        write.await.unwrap().unwrap();
+        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+        assert_eq!(node.cached.stats().unguarded_writes, 0);
+        assert_eq!(node.cached.status().epoch, Some(row.number.0));
+        return;
+    }
+    // The epoch of the write ends, the next one that uses the cache begins, and there the old value is
+    // filled, before the write lands.
+    node.fence.propose(&next).await.unwrap();
+    until("the next epoch uses the cache", async || {
+        let status = node.cached.status();
+        status.epoch > Some(row.number.0) && node.cached.uses_cache()
+    })
+    .await;
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+    gate.let_through();
+    write.await.unwrap().unwrap();
+    assert_eq!(node.value("a").await.as_deref(), Some("new"));
+    assert_eq!(node.cached.stats().unguarded_writes, 1);
+    let why = node.cached.status().proposed_bypass.unwrap().reason;
+    assert!(why.contains("not guarded"), "{why}");
+}
+
+/// In the modes without epochs the guard has no number to compare: the statements that the
+/// documentation shows must write there all the same.
+async fn the_documented_statement_writes_in_every_mode(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    for consistency in [Consistency::Strict, Consistency::Textbook, Consistency::Off] {
+        let settings = Settings {
+            consistency,
+            ..Settings::default()
+        };
+        let node = ground.node_with(settings).await;
+        for value in [Some("one"), Some("two"), None] {
+            node.write("a", value).await.unwrap();
+            assert_eq!(node.value("a").await.as_deref(), value, "{consistency:?}");
+        }
+        let stats = node.cached.stats();
+        assert_eq!((stats.writes, stats.unguarded_writes), (3, 0));
+        node.cached.shutdown().await;
+    }
+}
+
+async fn the_count_of_values_is_never_older_than_an_own_write(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    let count = async || node.cached.cached_values("row").await.unwrap();
+    assert_eq!(count().await, 0);
+    for (values, id) in ["a", "b", "c"].into_iter().enumerate() {
+        node.write(id, Some("one")).await.unwrap();
+        assert_eq!(count().await, values as u64 + 1);
+    }
+    node.write("b", None).await.unwrap();
+    assert_eq!(count().await, 2);
+    // Without a write of this node's own the count may be a second old: askers cost no walk each.
+    let other = ground.redis.as_ref();
+    if let Some(redis) = other {
+        redis.flush().await.unwrap();
+        assert_eq!(count().await, 2);
+        until("the count is made anew", async || count().await == 0).await;
+    }
 }
 
 /// Two nodes on one Redis and one Postgres: what one writes the other reads.

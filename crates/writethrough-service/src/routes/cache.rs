@@ -63,6 +63,8 @@ pub(super) async fn stats(State(app): State<Arc<App>>) -> Result<Response, Probl
             .collect(),
         coalesced_loads: stats.coalesced,
         refused_fills: stats.refused_fills,
+        oversized: stats.oversized,
+        declined: stats.declined,
         intents: stats.intents,
         writes: stats.writes,
         indeterminate_writes: stats.indeterminate_writes,

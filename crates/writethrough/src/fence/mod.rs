@@ -1,5 +1,8 @@
 //! What the engine needs of a fence (the keeper of the epoch row), and the two fences there are.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use async_trait::async_trait;
 use tokio::sync::OwnedRwLockReadGuard;
 use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
@@ -14,40 +17,86 @@ pub use postgres::PostgresFence;
 
 /// The permission to write under one epoch, handed to the operation of a write.
 ///
-/// With [`PostgresFence`] it is only a number: put it into the statement or the transaction with
-/// `writethrough.guard($1)`. With [`LocalFence`] it holds the epoch in place: keep it until the
-/// write has committed, also when that happens on another thread.
+/// With [`PostgresFence`] it is only a number: put its [`Guard::parameter`] into the statement or the
+/// transaction with `writethrough.guard($1)`. With [`LocalFence`] it holds the epoch in place: keep it
+/// until the write has committed, also when that happens on another thread.
 #[derive(Debug)]
 #[must_use = "a write is guarded only while this is held or is part of its transaction"]
 pub struct Guard {
     epoch: Epoch,
-    _held: Option<OwnedRwLockReadGuard<EpochRow>>,
+    check: Check,
+}
+
+/// Who sees to it that the epoch does not change before the write has committed.
+#[derive(Debug, Clone)]
+enum Check {
+    /// The database, if it is given the number; whether the number was asked for.
+    Database(Arc<AtomicBool>),
+    /// Whoever holds this.
+    Held {
+        _row: Arc<OwnedRwLockReadGuard<EpochRow>>,
+    },
+    /// Nobody: there is no epoch.
+    None,
+}
+
+/// What the engine keeps of a guard that it has handed out: with it the epoch is held in place, too.
+pub(crate) struct Witness(Check);
+
+impl Witness {
+    /// Whether the write can have been guarded.
+    pub(crate) fn guarded(&self) -> bool {
+        match &self.0 {
+            Check::Database(taken) => taken.load(Ordering::Acquire),
+            Check::Held { .. } | Check::None => true,
+        }
+    }
 }
 
 impl Guard {
     /// A guard for an epoch that the database itself checks.
     pub fn in_database(epoch: Epoch) -> Self {
-        Self { epoch, _held: None }
+        let check = Check::Database(Arc::default());
+        Self { epoch, check }
     }
 
     /// A guard that keeps the epoch from changing while it is held.
     pub fn holding(epoch: Epoch, held: OwnedRwLockReadGuard<EpochRow>) -> Self {
+        let check = Check::Held {
+            _row: Arc::new(held),
+        };
+        Self { epoch, check }
+    }
+
+    /// The guard of a write in a mode without epochs.
+    pub(crate) fn none() -> Self {
         Self {
-            epoch,
-            _held: Some(held),
+            epoch: Epoch(0),
+            check: Check::None,
         }
     }
 
-    /// The epoch that the write was announced in.
+    pub(crate) fn witness(&self) -> Witness {
+        Witness(self.check.clone())
+    }
+
+    /// The epoch that the write was announced in; 0 in textbook and off mode, which have none.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The epoch as the parameter of `writethrough.guard($1)`.
+    /// The epoch as the parameter of `writethrough.guard($1)`; none in textbook and off mode, where the
+    /// same statement then runs without a guard. A write that never asks for it counts as unguarded
+    /// ([`crate::Stats::unguarded_writes`]).
     #[must_use]
-    pub fn parameter(&self) -> i64 {
-        i64::try_from(self.epoch.0).unwrap_or(i64::MAX)
+    pub fn parameter(&self) -> Option<i64> {
+        match &self.check {
+            Check::None => return None,
+            Check::Database(taken) => taken.store(true, Ordering::Release),
+            Check::Held { .. } => {}
+        }
+        Some(i64::try_from(self.epoch.0).unwrap_or(i64::MAX))
     }
 }
 

@@ -8,6 +8,9 @@
 //! UPDATE items SET name = $3 FROM writethrough.guard($1) WHERE items.id = $2 RETURNING *
 //! ```
 //!
+//! In the modes without epochs (textbook, off) [`Guard::parameter`] is none, and the same statement runs
+//! without a guard.
+//!
 //! In a transaction of several statements, `SELECT writethrough.guard($1)` comes first. The
 //! function refuses to run above READ COMMITTED, where it could not see a newer epoch.
 

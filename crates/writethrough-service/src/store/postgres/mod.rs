@@ -61,7 +61,7 @@ const SELECT_NEWEST: &str = concat!(
 const SELECT_AFTER: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM items WHERE (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $1"
+    " FROM items WHERE (created_at, id) <= ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $1"
 );
 
 /// A writing statement in its two forms: with the guard of its epoch, and, for the modes that have no
@@ -467,7 +467,7 @@ impl ItemStore for PostgresStore {
     }
 
     async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let wanted = usize::from(request.limit) + 1;
+        let wanted = Page::wanted(&request);
         let mut passed_over = 0;
         loop {
             let asked = wanted + passed_over;
@@ -485,7 +485,7 @@ impl ItemStore for PostgresStore {
                 for error in &unreadable {
                     self.left_out.name(error);
                 }
-                return Ok(Page::from_rows(items, request.limit));
+                return Ok(Page::from_rows(items, &request));
             }
             passed_over = unreadable.len().max(passed_over * 2);
         }

@@ -92,7 +92,7 @@ const SELECT_NEWEST: &str = concat!(
 const SELECT_AFTER: &str = concat!(
     "SELECT ",
     columns!(),
-    " FROM items WHERE (created_us, id) < (?1, ?2) ORDER BY created_us DESC, id DESC"
+    " FROM items WHERE (created_us, id) <= (?1, ?2) ORDER BY created_us DESC, id DESC"
 );
 
 const INSERT: &str = concat!(
@@ -535,7 +535,7 @@ impl ItemStore for SqliteStore {
     }
 
     async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let wanted = usize::from(request.limit) + 1;
+        let wanted = Page::wanted(&request);
         let (items, unreadable) = self
             .read(move |connection| {
                 let mut statement = connection.prepare_cached(match request.after {
@@ -564,7 +564,7 @@ impl ItemStore for SqliteStore {
         for error in &unreadable {
             self.left_out.name(error);
         }
-        Ok(Page::from_rows(items, request.limit))
+        Ok(Page::from_rows(items, &request))
     }
 
     async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
