@@ -74,6 +74,8 @@ struct State {
     hold_requests: bool,
     hold_replies: bool,
     delay: Duration,
+    /// Bytes a second that each direction of a connection carries, if that is bounded.
+    speed: Option<u32>,
     /// Grows when all connections are to be closed; each knows the number it was made under.
     generation: u64,
 }
@@ -106,6 +108,7 @@ impl Link {
             hold_requests: false,
             hold_replies: false,
             delay: Duration::ZERO,
+            speed: None,
             generation: 0,
         };
         let shared = Arc::new(Shared {
@@ -181,6 +184,11 @@ impl Link {
         self.change(|state| state.delay = delay);
     }
 
+    /// Lets each direction of a connection carry so many bytes a second, from now on.
+    pub fn slow_down(&self, bytes_per_second: u32) {
+        self.change(|state| state.speed = Some(bytes_per_second.max(1)));
+    }
+
     /// Ends every fault: the bytes that were held back pass, in order, and new bytes without delay.
     pub fn heal(&self) {
         self.change(|state| {
@@ -188,6 +196,7 @@ impl Link {
             state.hold_requests = false;
             state.hold_replies = false;
             state.delay = Duration::ZERO;
+            state.speed = None;
         });
     }
 
@@ -353,6 +362,8 @@ impl<'a> Pump<'a> {
     async fn take(&self, mut from: ReadHalf<'_>) {
         use tokio::io::AsyncReadExt;
         let mut buffer = vec![0; 16 * 1024];
+        // When the last piece will have passed, at the speed that is allowed.
+        let mut passed = Instant::now();
         loop {
             while lock(&self.held).bytes >= HOLD_BYTES {
                 self.left.notified().await;
@@ -367,7 +378,12 @@ impl<'a> Pump<'a> {
             } else {
                 0
             };
-            let due = Instant::now() + self.shared.state.borrow().delay;
+            let (now, state) = (Instant::now(), *self.shared.state.borrow());
+            passed = passed.max(now);
+            if let Some(speed) = state.speed {
+                passed += Duration::from_secs(1).mul_f64(length as f64 / f64::from(speed));
+            }
+            let due = passed + state.delay;
             {
                 let mut held = lock(&self.held);
                 held.bytes += length;
@@ -390,7 +406,7 @@ impl<'a> Pump<'a> {
                 continue;
             };
             // Healing ends the delay of what is under way, too.
-            let healed = state.wait_for(|state| state.delay.is_zero());
+            let healed = state.wait_for(|state| state.delay.is_zero() && state.speed.is_none());
             let _ = tokio::time::timeout_at(due, healed).await;
             let mut bytes = match piece {
                 Piece::Bytes(bytes) => bytes,

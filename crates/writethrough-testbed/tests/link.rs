@@ -51,6 +51,27 @@ async fn silent(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
+async fn a_slow_link_carries_so_many_bytes_a_second_until_it_is_healed() {
+    let (_testbed, link) = bed(b'a').await;
+    let mut stream = TcpStream::connect(link.addr()).await.unwrap();
+    assert_eq!(ask(&mut stream).await.unwrap(), b'a');
+    link.slow_down(500);
+    let started = Instant::now();
+    stream.write_all(&[b'?'; 100]).await.unwrap();
+    let mut answers = [0; 100];
+    stream.read_exact(&mut answers).await.unwrap();
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(200), "{took:?}");
+    assert!(took < BOUND, "{took:?}");
+    link.slow_down(1);
+    stream.write_all(&[b'?'; 100]).await.unwrap();
+    assert!(silent(&mut stream).await);
+    link.heal();
+    let rest = tokio::time::timeout(BOUND, stream.read_exact(&mut answers)).await;
+    rest.expect("healed").unwrap();
+}
+
+#[tokio::test]
 async fn a_cut_link_resets_old_and_new_connections_until_it_is_healed() {
     let (_testbed, link) = bed(b'a').await;
     let mut old = TcpStream::connect(link.addr()).await.unwrap();

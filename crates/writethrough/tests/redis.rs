@@ -397,7 +397,7 @@ async fn monitored(redis: &Redis, work: impl Future<Output = ()>) -> Vec<Vec<Str
         if line.contains("the end") {
             return seen;
         }
-        let housekeeping = ["\"ROLE\"", "writethrough:probe:"]
+        let housekeeping = ["\"INFO\"", "\"TIME\"", "writethrough:probe:"]
             .iter()
             .any(|own| line.contains(own));
         if !line.contains("lua]") && !housekeeping {
@@ -938,6 +938,97 @@ async fn a_write_of_no_key_of_a_key_twice_and_of_50_000_keys_keep_the_epoch() {
     );
 }
 
+/// A string of so many bytes that begins like a value, as another program may leave it.
+async fn put_long(redis: &Redis, key: &str, bytes: usize) {
+    let last = (bytes - 1).to_string();
+    redis.order(&["SETRANGE", key, &last, "x"]).await.unwrap();
+    redis.order(&["SETRANGE", key, "0", "V"]).await.unwrap();
+}
+
+/// A reply of 4 or of 20 MB over a link of 2 MB a second takes far longer than a command may. On the
+/// connection of the writes it held their answers up, twice 250 ms, and each cost all nodes the epoch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_reply_over_a_slow_link_costs_neither_a_write_nor_the_epoch() {
+    let ground = Ground::new(Pair::RedisLocal).await;
+    let redis = ground.redis.as_ref().unwrap();
+    let link = ground.link_to_redis().await;
+    let settings = RedisSettings::new(link.url_for(&redis.url()));
+    let cache = std::sync::Arc::new(RedisCache::connect(settings).unwrap());
+    let node = ground.start(Settings::default(), cache, ground.fence());
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    let epoch = node.cached.status().epoch;
+    node.write("a", Some("one")).await.unwrap();
+    link.slow_down(2_000_000);
+    for bytes in [4_000_000, 20_000_000] {
+        put_long(redis, &node.cache_key("a"), bytes).await;
+        let reader = tokio::spawn({
+            let node = node.clone();
+            async move {
+                loop {
+                    assert_eq!(node.value("a").await.as_deref(), Some("one"));
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        let (started, mut slowest) = (Instant::now(), Duration::ZERO);
+        while started.elapsed() < Duration::from_secs(3) {
+            let began = Instant::now();
+            node.write("b", Some("two")).await.unwrap();
+            slowest = slowest.max(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        println!("{bytes} bytes: the slowest write took {slowest:?}");
+        reader.abort();
+        assert!(reader.await.unwrap_err().is_cancelled(), "a read failed");
+        assert_eq!(node.cached.status().epoch, epoch, "{bytes} bytes");
+    }
+    // No node stores so much: it is gone, and the key has its value again.
+    until("the long value is replaced", async || {
+        node.read("a").await.outcome == ReadOutcome::Hit
+    })
+    .await;
+    assert_eq!(node.value("a").await.as_deref(), Some("one"));
+}
+
+/// The server's end of a connection, or the server, goes away. The heartbeat would find it within a
+/// second, in which `/health` says that all is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_closes_is_noticed_at_once() {
+    let at_once = Duration::from_millis(500);
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let (_cache, mut sessions) = connect(&redis.url());
+    for connection in [Some(0), Some(1), None] {
+        // The heartbeat comes a second after the session, so it is not what notices.
+        let verified = sessions.wait_for(Option::is_some);
+        drop(
+            tokio::time::timeout(support::PATIENCE, verified)
+                .await
+                .unwrap(),
+        );
+        match connection {
+            None => redis.kill().await.unwrap(),
+            Some(number) => {
+                let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
+                let list = list.text().unwrap();
+                let mut ids: Vec<u64> = list
+                    .lines()
+                    .filter(|line| line.contains("resp=3"))
+                    .filter_map(|line| line.split([' ', '=']).nth(1)?.parse().ok())
+                    .collect();
+                ids.sort_unstable();
+                assert_eq!(ids.len(), 2, "{list}");
+                let id = ids[number].to_string();
+                redis.order(&["CLIENT", "KILL", "ID", &id]).await.unwrap();
+            }
+        }
+        tokio::time::timeout(at_once, sessions.changed())
+            .await
+            .expect("nobody noticed")
+            .unwrap();
+    }
+}
+
 /// The library's user forgets `shutdown`, or an error takes another way out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing() {
@@ -953,7 +1044,7 @@ async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing()
     let before = clients().await;
     let dropped = ground.node().await;
     let fence = std::sync::Arc::downgrade(&dropped.fence);
-    assert_eq!(clients().await, before + 1);
+    assert_eq!(clients().await, before + 2);
     let gate = support::Gate::shut();
     let writer = tokio::spawn({
         let (node, gate) = (dropped.clone(), gate.clone());
@@ -964,7 +1055,7 @@ async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing()
     drop(dropped);
     writer.abort();
     gate.let_through();
-    until("the connection to Redis is closed", async || {
+    until("the connections to Redis are closed", async || {
         clients().await == before
     })
     .await;

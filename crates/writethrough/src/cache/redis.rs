@@ -1,4 +1,8 @@
-//! The Redis cache: one multiplexed, verified connection that is made anew when it fails.
+//! The Redis cache: two multiplexed, verified connections that are made anew when one fails.
+//!
+//! One carries values and pages, the other the small commands and answers of writes, leases and checks.
+//! So a long reply, which may take longer than a command's deadline on a slow link, delays reads alone,
+//! and those go to the store; it never costs a write its answer, or all nodes the epoch.
 //!
 //! A connection is used only after the server has told who it is, that it is a master, that it is
 //! not loading, and has accepted a write. It never reconnects under the hood: a lost connection ends
@@ -49,6 +53,12 @@ const PROBE_PREFIX: &str = "writethrough:probe:";
 const MAX_PREFIXES: usize = 64;
 /// How long what a probe has written lasts when the probe does not come to its end.
 const PROBE_MS: u64 = 1000;
+/// What is longer is no value of ours, whatever the settings of the node that stored it.
+const LONGEST_VALUE: usize = crate::settings::MAX_BYTES + 64;
+/// Keys that got no answer in time and are looked into at once.
+const MAX_SLOW: usize = 16;
+/// How often the log tells of lost connections.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// No key begins like this: it is tracked only to be told when a data set is flushed or replaced.
 const TRACKED_PREFIX: &str = "writethrough:nothing:";
 /// How far this side's idea of the server's clock may be off before an intent is looked into.
@@ -125,6 +135,7 @@ struct Scripts {
     fill_page: Lua,
     lapse: Lua,
     discard: Lua,
+    drop_long: Lua,
     clear: Lua,
     count: Lua,
 }
@@ -153,12 +164,13 @@ impl Scripts {
                 include_str!("lua/lapse.lua")
             )),
             discard: lua(include_str!("lua/discard.lua")),
+            drop_long: lua(include_str!("lua/drop_long.lua")),
             clear: lua(include_str!("lua/clear.lua")),
             count: lua(include_str!("lua/count.lua")),
         }
     }
 
-    fn all(&self) -> [(&'static str, &Lua); 10] {
+    fn all(&self) -> [(&'static str, &Lua); 11] {
         let Self {
             begin,
             end,
@@ -168,6 +180,7 @@ impl Scripts {
             fill_page,
             lapse,
             discard,
+            drop_long,
             clear,
             count,
         } = self;
@@ -180,6 +193,7 @@ impl Scripts {
             ("fill_page", fill_page),
             ("lapse", lapse),
             ("discard", discard),
+            ("drop_long", drop_long),
             ("clear", clear),
             ("count", count),
         ]
@@ -251,6 +265,7 @@ impl Scripts {
             &[key, page],
             &[&token, b"P", ms],
         );
+        script("drop_long", &self.drop_long, &[page], &[b"0"]);
         script("clear", &self.clear, &[key, page], &[]);
         probes
     }
@@ -373,6 +388,7 @@ impl Keeper {
     async fn keep(&self) {
         let mut backoff = Duration::from_millis(10);
         let mut told = None;
+        let mut lost: Option<Instant> = None;
         let in_trouble = |problem| {
             let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
             *trouble = problem;
@@ -381,13 +397,22 @@ impl Keeper {
             let attempt = timeout(self.settings.connect_timeout, self.connect()).await;
             let problem = match attempt {
                 Ok(Ok(session)) => {
-                    tracing::info!(server = %session.server, "Redis is connected and verified");
+                    // A connection that is lost again and again is told of now and then.
+                    let often = lost.is_some_and(|lost| lost.elapsed() < TELL_AGAIN);
+                    if !often || told.is_none() {
+                        tracing::info!(server = %session.server, "Redis is connected and verified");
+                    }
                     backoff = Duration::from_millis(10);
                     in_trouble(None);
                     let problem = self.watch(&session).await;
                     in_trouble(Some(problem.clone()));
-                    told = Some(problem.clone());
-                    tracing::warn!("Redis connection lost: {problem}");
+                    if often && told.as_ref() == Some(&problem) {
+                        tracing::debug!("Redis connection lost: {problem}");
+                    } else {
+                        lost = Some(Instant::now());
+                        told = Some(problem.clone());
+                        tracing::warn!("Redis connection lost: {problem}");
+                    }
                     continue;
                 }
                 Ok(Err(problem)) => problem,
@@ -403,8 +428,8 @@ impl Keeper {
         }
     }
 
-    async fn connect(&self) -> Result<Arc<RedisSession>, CacheError> {
-        let signs = Arc::new(Signs::default());
+    /// Opens a connection that tells of the server's messages.
+    async fn open(&self, signs: &Arc<Signs>) -> Result<MultiplexedConnection, CacheError> {
         let told = signs.clone();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
@@ -417,20 +442,48 @@ impl Keeper {
                 }
                 Ok::<(), ()>(())
             });
-        let mut connection = self
-            .client
+        self.client
             .get_multiplexed_async_connection_with_config(&config)
             .await
-            .map_err(|error| failure(&error, self.settings.connect_timeout))?;
+            .map_err(|error| failure(&error, self.settings.connect_timeout))
+    }
+
+    async fn connect(&self) -> Result<Arc<RedisSession>, CacheError> {
         let failed = |error: RedisError| failure(&error, self.settings.command_timeout);
-        self.require_fit(&mut connection).await?;
-        self.track(&mut connection).await.map_err(failed)?;
-        self.try_everything(&mut connection).await?;
+        let signs = Arc::new(Signs::default());
+        let mut control = self.open(&signs).await?;
+        self.require_fit(&mut control).await?;
+        if let Some(refused) = self.track(&mut control).await.map_err(failed)? {
+            tracing::warn!(
+                "the Redis server refuses CLIENT TRACKING ({refused}): a data set that is replaced under \
+                 a living connection is noticed within {HEARTBEAT:?}, not at once"
+            );
+        }
+        self.try_everything(&mut control).await?;
+        let mut values = self.open(&signs).await?;
+        self.track(&mut values).await.map_err(failed)?;
+        if self.database != 0 {
+            let mut select = redis::cmd("SELECT");
+            select.arg(self.database);
+            select
+                .query_async::<()>(&mut values)
+                .await
+                .map_err(failed)?;
+        }
         let messages = signs.messages.load(Ordering::Acquire);
-        let checked = check(&mut connection, self.database).await;
+        let checked = check(&mut control, self.database).await;
         let Checked { server, clock } = checked.map_err(failed)?;
+        let checked = check(&mut values, self.database).await;
+        if checked.map_err(failed)?.server != server {
+            return Err(CacheError::Connection(format!(
+                "two connections led to two servers; {ONE_SERVER}"
+            )));
+        }
         let session = RedisSession {
-            connection,
+            control,
+            values,
+            slow: Mutex::default(),
+            slowed: Notify::new(),
             server,
             scripts: self.scripts.clone(),
             command_timeout: self.settings.command_timeout,
@@ -446,8 +499,11 @@ impl Keeper {
         Ok(Arc::new(session))
     }
 
-    /// Asks to be told when the data set is flushed or replaced.
-    async fn track(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    /// Asks to be told when the data set is flushed or replaced. Returns why that is refused, if it is.
+    async fn track(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<String>, RedisError> {
         let mut track = redis::cmd("CLIENT");
         track
             .arg("TRACKING")
@@ -456,15 +512,10 @@ impl Keeper {
             .arg("PREFIX")
             .arg(TRACKED_PREFIX);
         match track.query_async::<()>(connection).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(None),
             // Without the permission, or behind a proxy that does not know the command.
             Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
-                tracing::warn!(
-                    "the Redis server refuses CLIENT TRACKING ({}): a data set that is replaced \
-                     under a living connection is noticed within {HEARTBEAT:?}, not at once",
-                    one_line(&error)
-                );
-                Ok(())
+                Ok(Some(one_line(&error)))
             }
             Err(error) => Err(error),
         }
@@ -564,25 +615,38 @@ impl Keeper {
         let mut late = 0;
         loop {
             let started = Instant::now();
-            match session.check(self.database).await {
-                Err(CacheError::Timeout(_))
+            let (checked, lane) = match session.check(self.database).await {
+                Ok(()) => (session.check_values().await, Lane::Values),
+                failed => (failed, Lane::Control),
+            };
+            match (checked, lane) {
+                (Err(CacheError::Timeout(_)), _)
                     if late < MAX_LATE_CHECKS && self.lateness.since(started) =>
                 {
                     late += 1;
                 }
-                checked => return checked,
+                // What it still carries comes too late for whoever has asked: it is made anew.
+                (Err(CacheError::Timeout(bound)), Lane::Values) => {
+                    return Err(CacheError::Connection(format!(
+                        "the server answers, but not within {bound:?} on the connection for values: they \
+                         are too long for its speed"
+                    )));
+                }
+                (checked, _) => return checked,
             }
         }
     }
 
     /// Publishes the session and watches it until it fails. After a command that got no answer
-    /// the session is withdrawn while the connection is checked, so that requests stop waiting.
+    /// the session is withdrawn while the connections are checked, so that requests stop waiting; not
+    /// after a read, which may have waited for a long reply.
     async fn watch(&self, session: &Arc<RedisSession>) -> CacheError {
         let published: Arc<dyn Session> = session.clone();
         self.sessions.send_replace(Some(published.clone()));
         loop {
             let withdrawn = tokio::select! {
                 () = session.trouble.notified() => true,
+                () = session.slowed.notified() => false,
                 () = session.signs.arrived.notified() => false,
                 () = tokio::time::sleep(HEARTBEAT) => false,
             };
@@ -612,8 +676,21 @@ struct Signs {
     arrived: Notify,
 }
 
+/// Which of its two connections a command takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// Small commands with small answers.
+    Control,
+    /// What carries values and pages, in either direction.
+    Values,
+}
+
 struct RedisSession {
-    connection: MultiplexedConnection,
+    control: MultiplexedConnection,
+    values: MultiplexedConnection,
+    /// Keys whose values did not arrive in time, until they have been looked into.
+    slow: Mutex<Vec<String>>,
+    slowed: Notify,
     server: ServerId,
     scripts: Arc<Scripts>,
     command_timeout: Duration,
@@ -639,9 +716,10 @@ impl RedisSession {
             return Err(refused);
         }
         let messages = self.signs.messages.load(Ordering::Acquire);
-        let Checked { server, clock } = check(&mut self.connection.clone(), database)
+        let failed = |error: RedisError| failure(&error, self.command_timeout);
+        let Checked { server, clock } = check(&mut self.control.clone(), database)
             .await
-            .map_err(|error| failure(&error, self.command_timeout))?;
+            .map_err(failed)?;
         if server != self.server {
             return Err(CacheError::Connection(format!(
                 "the server has another data set now ({server}, not {})",
@@ -649,7 +727,56 @@ impl RedisSession {
             )));
         }
         self.passed(messages, clock);
-        Ok(())
+        self.drop_long().await.map_err(failed)
+    }
+
+    /// Checks that the connection for values still answers.
+    async fn check_values(&self) -> Result<(), CacheError> {
+        redis::cmd("TIME")
+            .query_async::<(i64, i64)>(&mut self.values.clone())
+            .await
+            .map(drop)
+            .map_err(|error| failure(&error, self.command_timeout))
+    }
+
+    /// Removes those of the slow keys whose contents are longer than any value of ours: each read of
+    /// them would be slow.
+    async fn drop_long(&self) -> Result<(), RedisError> {
+        let keys = std::mem::take(&mut *self.slow());
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut drop_long = evalsha(&self.scripts.drop_long, &names);
+        drop_long.arg(LONGEST_VALUE);
+        let removed = drop_long
+            .query_async::<u64>(&mut self.control.clone())
+            .await;
+        match removed {
+            Ok(0) => Ok(()),
+            Ok(removed) => {
+                let first = prefix_of(names[0]).unwrap_or_default();
+                tracing::warn!(
+                    "removed {removed} keys `{first}*` of more than {LONGEST_VALUE} bytes, which no node \
+                     stores: look who writes to Redis"
+                );
+                Ok(())
+            }
+            // The scripts are loaded again by the next command that needs one.
+            Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn slow(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lane(&self, lane: Lane) -> MultiplexedConnection {
+        match lane {
+            Lane::Control => self.control.clone(),
+            Lane::Values => self.values.clone(),
+        }
     }
 
     fn passed(&self, messages: u64, clock: i64) {
@@ -698,7 +825,7 @@ impl RedisSession {
             return Ok(state);
         }
         let lapse = evalsha(&self.scripts.lapse, &[key]);
-        match self.scripts(vec![lapse]).await?.pop() {
+        match self.scripts(Lane::Control, vec![lapse]).await?.pop() {
             Some(value) => state_of(value),
             None => Ok(state),
         }
@@ -769,6 +896,18 @@ fn described(command: &Cmd) -> (String, Option<String>) {
         _ => None,
     };
     (name, key.cloned())
+}
+
+/// The keys whose values a command reads.
+fn read_keys(command: &Cmd) -> Vec<String> {
+    let mut words = command.args_iter().map(|word| match word {
+        Arg::Simple(word) => String::from_utf8_lossy(word).into_owned(),
+        _ => String::new(),
+    });
+    match words.next().as_deref() {
+        Some("GET" | "MGET") => words.collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// What the keys of the same entity or collection begin with: `item:`, `{items}`.
@@ -888,13 +1027,20 @@ fn evalsha(script: &Lua, keys: &[&str]) -> Cmd {
 }
 
 impl RedisSession {
-    fn failed(&self, command: Option<&Cmd>, error: RedisError) -> CacheError {
+    fn failed(&self, lane: Lane, command: Option<&Cmd>, error: RedisError) -> CacheError {
         let failure = match command.and_then(|command| self.refused(command, &error)) {
             Some(refused) => refused,
             None => failure(&error, self.command_timeout),
         };
-        if !matches!(failure, CacheError::Command(_)) {
-            self.trouble.notify_one();
+        match (&failure, lane) {
+            (CacheError::Command(_), _) => {}
+            (CacheError::Timeout(_), Lane::Values) => {
+                let mut slow = self.slow();
+                let room = MAX_SLOW.saturating_sub(slow.len());
+                slow.extend(command.into_iter().flat_map(read_keys).take(room));
+                self.slowed.notify_one();
+            }
+            _ => self.trouble.notify_one(),
         }
         failure
     }
@@ -915,19 +1061,18 @@ impl RedisSession {
         Some(first.get_or_insert(refused).clone())
     }
 
-    async fn command(&self, command: &Cmd) -> Result<Value, CacheError> {
-        let mut connection = self.connection.clone();
-        let reply = connection.send_packed_command(command).await;
+    async fn command(&self, lane: Lane, command: &Cmd) -> Result<Value, CacheError> {
+        let reply = self.lane(lane).send_packed_command(command).await;
         let reply = reply
             .and_then(Value::extract_error)
-            .map_err(|error| self.failed(Some(command), error))?;
+            .map_err(|error| self.failed(lane, Some(command), error))?;
         self.vouched().await?;
         Ok(reply)
     }
 
     /// Runs script commands in one round trip. The scripts were loaded when the connection was
     /// verified; after a `SCRIPT FLUSH` they are loaded again, once.
-    async fn scripts(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, CacheError> {
+    async fn scripts(&self, lane: Lane, commands: Vec<Cmd>) -> Result<Vec<Value>, CacheError> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command);
@@ -935,11 +1080,11 @@ impl RedisSession {
         let count = pipeline.len();
         let mut reloaded = false;
         loop {
-            let mut connection = self.connection.clone();
+            let mut connection = self.lane(lane);
             let replies = connection
                 .send_packed_commands(&pipeline, 0, count)
                 .await
-                .map_err(|error| self.failed(None, error))?;
+                .map_err(|error| self.failed(lane, None, error))?;
             let mut answers = Vec::with_capacity(count);
             let mut failed = None;
             for (command, reply) in pipeline.cmd_iter().zip(replies) {
@@ -964,9 +1109,9 @@ impl RedisSession {
                     let load = self.scripts.load_all();
                     load.query_async::<()>(&mut connection)
                         .await
-                        .map_err(|error| self.failed(None, error))?;
+                        .map_err(|error| self.failed(lane, None, error))?;
                 }
-                Some((command, error)) => return Err(self.failed(Some(command), error)),
+                Some((command, error)) => return Err(self.failed(lane, Some(command), error)),
             }
         }
     }
@@ -983,20 +1128,21 @@ impl RedisSession {
                 })
                 .sum();
             if !step.is_empty() && (step.len() == STEP_KEYS || bytes + length > STEP_BYTES) {
-                self.scripts(std::mem::take(&mut step)).await?;
+                self.scripts(Lane::Control, std::mem::take(&mut step))
+                    .await?;
                 bytes = 0;
             }
             bytes += length;
             step.push(command);
         }
         if !step.is_empty() {
-            self.scripts(step).await?;
+            self.scripts(Lane::Control, step).await?;
         }
         Ok(())
     }
 
-    async fn script(&self, command: Cmd) -> Result<i64, CacheError> {
-        match self.scripts(vec![command]).await?.as_slice() {
+    async fn script(&self, lane: Lane, command: Cmd) -> Result<i64, CacheError> {
+        match self.scripts(lane, vec![command]).await?.as_slice() {
             [Value::Int(answer)] => Ok(*answer),
             other => Err(CacheError::Command(format!(
                 "unexpected script reply {other:?}"
@@ -1016,7 +1162,7 @@ impl RedisSession {
                 .arg(pattern)
                 .arg("COUNT")
                 .arg(WALK_BATCH);
-            let reply = self.command(&scan).await?;
+            let reply = self.command(Lane::Control, &scan).await?;
             let (next, mut keys): (String, Vec<String>) = redis::from_redis_value(reply)
                 .map_err(|error| CacheError::Command(error.to_string()))?;
             // SCAN may name a key twice.
@@ -1024,7 +1170,10 @@ impl RedisSession {
             keys.dedup();
             for batch in keys.chunks(WALK_BATCH) {
                 let names: Vec<&str> = batch.iter().map(String::as_str).collect();
-                total += self.script(evalsha(script, &names)).await?.unsigned_abs();
+                total += self
+                    .script(Lane::Control, evalsha(script, &names))
+                    .await?
+                    .unsigned_abs();
             }
             if next == "0" {
                 return Ok(total);
@@ -1048,7 +1197,10 @@ impl Session for RedisSession {
     }
 
     async fn get(&self, key: &str) -> Result<KeyState, CacheError> {
-        let state = state_of(self.command(redis::cmd("GET").arg(key)).await?)?;
+        let state = state_of(
+            self.command(Lane::Values, redis::cmd("GET").arg(key))
+                .await?,
+        )?;
         self.without_misdated(key, state).await
     }
 
@@ -1066,7 +1218,7 @@ impl Session for RedisSession {
             .arg("GET")
             .arg("PX")
             .arg(millis(lease));
-        Ok(match state_of(self.command(&set).await?)? {
+        Ok(match state_of(self.command(Lane::Control, &set).await?)? {
             KeyState::Absent => Acquire::Acquired,
             KeyState::FillLease(holder) if holder == token => Acquire::Acquired,
             state => Acquire::Held(state),
@@ -1083,7 +1235,7 @@ impl Session for RedisSession {
         let mut fill = evalsha(&self.scripts.fill, &[key]);
         let value = KeyState::encode_value(&payload);
         fill.arg(&token.encode()).arg(&value[..]).arg(millis(ttl));
-        Ok(self.script(fill).await? == 1)
+        Ok(self.script(Lane::Values, fill).await? == 1)
     }
 
     async fn renew_fill(
@@ -1094,13 +1246,13 @@ impl Session for RedisSession {
     ) -> Result<bool, CacheError> {
         let mut renew_fill = evalsha(&self.scripts.renew_fill, &[key]);
         renew_fill.arg(&token.encode()).arg(millis(lease));
-        Ok(self.script(renew_fill).await? == 1)
+        Ok(self.script(Lane::Control, renew_fill).await? == 1)
     }
 
     async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
         let mut break_fill = evalsha(&self.scripts.break_fill, &[key]);
         break_fill.arg(&token.encode());
-        Ok(self.script(break_fill).await? == 1)
+        Ok(self.script(Lane::Control, break_fill).await? == 1)
     }
 
     async fn begin(
@@ -1140,7 +1292,7 @@ impl Session for RedisSession {
         page: &str,
     ) -> Result<(KeyState, Option<Page>), CacheError> {
         let reply = self
-            .command(redis::cmd("MGET").arg(collection).arg(page))
+            .command(Lane::Values, redis::cmd("MGET").arg(collection).arg(page))
             .await?;
         let Value::Array(values) = reply else {
             return Err(CacheError::Command("unexpected reply to MGET".into()));
@@ -1168,24 +1320,26 @@ impl Session for RedisSession {
         }
         .encode();
         fill.arg(&token.encode()).arg(&encoded[..]).arg(millis(ttl));
-        Ok(self.script(fill).await? == 1)
+        Ok(self.script(Lane::Values, fill).await? == 1)
     }
 
     async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError> {
         let mut discard = evalsha(&self.scripts.discard, &[key]);
         discard.arg(&bytes[..]);
-        Ok(self.script(discard).await? == 1)
+        Ok(self.script(Lane::Values, discard).await? == 1)
     }
 
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError> {
         let value = KeyState::encode_value(&payload);
         let mut set = redis::cmd("SET");
         set.arg(key).arg(&value[..]).arg("PX").arg(millis(ttl));
-        self.command(&set).await.map(drop)
+        self.command(Lane::Values, &set).await.map(drop)
     }
 
     async fn delete(&self, key: &str) -> Result<(), CacheError> {
-        self.command(redis::cmd("DEL").arg(key)).await.map(drop)
+        self.command(Lane::Control, redis::cmd("DEL").arg(key))
+            .await
+            .map(drop)
     }
 
     async fn count(&self, pattern: &str) -> Result<u64, CacheError> {

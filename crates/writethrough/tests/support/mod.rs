@@ -18,7 +18,7 @@ use writethrough::{
     Cache, Commit, Fence, Guard, Json, Key, LocalFence, MemoryCache, OpError, PostgresFence, Read,
     RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough, Written, postgres,
 };
-use writethrough_testbed::{Postgres, Redis, Testbed};
+use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -177,6 +177,11 @@ impl Ground {
             postgres,
             store,
         }
+    }
+
+    pub async fn link_to_redis(&self) -> Link {
+        let redis = self.redis.as_ref().unwrap().addr();
+        self._testbed.as_ref().unwrap().link(redis).await.unwrap()
     }
 
     pub fn cache(&self) -> Arc<dyn Cache> {
