@@ -42,6 +42,8 @@ const CASES: &[Case] = cases![
     a_client_that_has_the_version_gets_304,
     a_304_does_not_speak_of_a_length,
     a_write_can_be_conditional,
+    a_write_can_spare_what_is_there,
+    a_read_can_want_one_version,
     an_item_that_was_read_can_be_changed_and_sent_back,
     a_put_with_the_services_own_fields_must_mean_this_item,
     bad_bodies_are_refused_by_field,
@@ -449,7 +451,7 @@ async fn a_write_can_be_conditional(client: &ApiClient) {
             .await
     };
     assert_eq!(put(&path, "\"1\"").await.json()["version"], 2);
-    for stale in ["\"1\"", "W/\"2\"", "\"nonsense\""] {
+    for stale in ["\"1\"", "W/\"2\"", "\"nonsense\"", "\"02\"", "\"+2\""] {
         assert_eq!(
             put(&path, stale).await.problem(412, "precondition-failed"),
             ["If-Match"]
@@ -457,10 +459,10 @@ async fn a_write_can_be_conditional(client: &ApiClient) {
     }
     assert_eq!(put(&path, "\"9\", \"2\"").await.json()["version"], 3);
     assert_eq!(put(&path, "*").await.json()["version"], 4);
-    assert_eq!(
-        put(&path, "4").await.problem(400, "invalid-parameter"),
-        ["If-Match"]
-    );
+    for malformed in ["4", "\"4", "w/\"4\"", "\"4\" \"5\"", "*, \"4\"", ""] {
+        let answer = put(&path, malformed).await;
+        assert_eq!(answer.problem(400, "invalid-parameter"), ["If-Match"]);
+    }
     let missing = "/items/00000000-0000-7000-8000-000000000000";
     put(missing, "\"1\"").await.problem(404, "item-not-found");
     let delete = async |tag: &str| {
@@ -471,6 +473,79 @@ async fn a_write_can_be_conditional(client: &ApiClient) {
     delete("\"3\"").await.problem(412, "precondition-failed");
     assert_eq!(client.get(&path).await.json()["version"], 4);
     assert_eq!(delete("\"4\"").await.status, 200);
+}
+
+/// It was not looked at in writes, so `If-None-Match: *`, which says "only if it is not there", overwrote
+/// and removed what was there.
+async fn a_write_can_spare_what_is_there(client: &ApiClient) {
+    let path = client.create("Spared").await;
+    let body = r#"{"name": "Changed", "price": 1}"#;
+    let send = async |method: Method, path: &str, tag: &str| {
+        let body = (method != Method::DELETE).then_some(body);
+        let headers = [("if-none-match", tag)];
+        client.send(method, path, &headers, body).await
+    };
+    for method in [Method::PUT, Method::DELETE] {
+        for tag in ["*", "\"1\"", "W/\"1\"", "\"7\", \"1\""] {
+            let answer = send(method.clone(), &path, tag).await;
+            assert_eq!(
+                answer.problem(412, "precondition-failed"),
+                ["If-None-Match"]
+            );
+        }
+        let answer = send(method.clone(), &path, "1").await;
+        assert_eq!(answer.problem(400, "invalid-parameter"), ["If-None-Match"]);
+        let missing = "/items/00000000-0000-7000-8000-000000000000";
+        let answer = send(method, missing, "*").await;
+        answer.problem(404, "item-not-found");
+    }
+    assert_eq!(client.get(&path).await.json()["name"], "Spared");
+    let changed = send(Method::PUT, &path, "\"2\", \"01\"").await;
+    assert_eq!(changed.json()["version"], 2);
+    // Both headers must hold, and the version in the body too.
+    let both = async |only: &str, not: &str| {
+        let headers = [("if-match", only), ("if-none-match", not)];
+        let answer = client.send(Method::PUT, &path, &headers, Some(body)).await;
+        answer.status.as_u16()
+    };
+    assert_eq!(both("\"2\"", "\"2\"").await, 412);
+    assert_eq!(both("\"1\"", "\"1\"").await, 412);
+    assert_eq!(both("*", "\"1\"").await, 200);
+    // A new item has no version yet; what looks like a guard against making it twice is none.
+    for name in ["if-none-match", "if-match"] {
+        let headers = [(name, "*")];
+        let answer = client
+            .send(Method::POST, "/items", &headers, Some(body))
+            .await;
+        assert_eq!(answer.problem(400, "invalid-parameter").len(), 1);
+    }
+    assert_eq!(send(Method::DELETE, &path, "\"1\"").await.status, 200);
+}
+
+async fn a_read_can_want_one_version(client: &ApiClient) {
+    let path = client.create("Wanted").await;
+    let read = async |path: &str, tag: &str| {
+        client
+            .send(Method::GET, path, &[("if-match", tag)], None)
+            .await
+    };
+    for tag in ["\"1\"", "\"7\", \"1\"", "*"] {
+        assert_eq!(read(&path, tag).await.status, 200, "{tag}");
+    }
+    for tag in ["\"2\"", "W/\"1\"", "\"01\""] {
+        let answer = read(&path, tag).await;
+        assert_eq!(answer.problem(412, "precondition-failed"), ["If-Match"]);
+    }
+    for path in [&path, "/items?limit=2"] {
+        let answer = read(path, "1").await;
+        assert_eq!(answer.problem(400, "invalid-parameter"), ["If-Match"]);
+        let headers = [("if-none-match", "1")];
+        let answer = client.send(Method::GET, path, &headers, None).await;
+        assert_eq!(answer.problem(400, "invalid-parameter"), ["If-None-Match"]);
+        read(path, "\"x\"")
+            .await
+            .problem(412, "precondition-failed");
+    }
 }
 
 async fn an_item_that_was_read_can_be_changed_and_sent_back(client: &ApiClient) {

@@ -204,8 +204,8 @@ async fn operations_have_the_names_that_clients_call_and_say_what_they_need() {
                 .map(|parameter| parameter["name"].as_str().unwrap())
                 .collect();
             let expected: &[&str] = match place.as_str() {
-                "get /items" | "get /items/{id}" => &["If-None-Match"],
-                "put /items/{id}" | "delete /items/{id}" => &["If-Match"],
+                "get /items" | "get /items/{id}" => &["If-None-Match", "If-Match"],
+                "put /items/{id}" | "delete /items/{id}" => &["If-Match", "If-None-Match"],
                 _ => &[],
             };
             assert_eq!(headers, expected, "{place}");

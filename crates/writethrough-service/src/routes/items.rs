@@ -11,8 +11,9 @@ use axum::response::{IntoResponse, Response};
 use utoipa::IntoParams;
 use writethrough::ReadOutcome;
 
+use super::preconditions::{self, Accepted, Send, Wanted};
 use super::query::{self, QueryPairs};
-use super::{header_value, json, json_bytes, preconditions, read_body, set};
+use super::{header_value, json, json_bytes, read_body, set};
 use crate::app::App;
 use crate::item::{Cursor, ItemId, PageRequest};
 use crate::items::{Document, Fetched, ItemsError, WriteTiming};
@@ -54,7 +55,9 @@ pub(super) struct ListParameters {
     params(
         ListParameters,
         ("If-None-Match" = Option<String>, Header,
-         description = "The ETag of the part that the client has; 304 if it is still the same")
+         description = "The ETag of the part that the client has; 304 if it is still the same"),
+        ("If-Match" = Option<String>, Header,
+         description = "The ETag of the part that is wanted; 412 if it has changed")
     ),
     responses(
         (status = 200, description = "A part of the list", body = PageBody, headers(
@@ -63,6 +66,8 @@ pub(super) struct ListParameters {
         (status = 304, description = "The client has this part already (`If-None-Match`)", headers(
             ("ETag" = String), ("Cache-Status" = String), ("Server-Timing" = String)
         )),
+        (status = 412, description = "The part is not the one that `If-Match` names",
+         body = crate::problem::ProblemBody, content_type = "application/problem+json"),
         ReadErrors
     )
 )]
@@ -72,8 +77,9 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let request = page_request(query)?;
+    let wanted = Wanted::of(&headers)?;
     let fetched = app.items()?.list(request).await?;
-    Ok(read_response(&fetched, &headers, |document| {
+    Ok(read_response(&fetched, &wanted, |document| {
         format!("{:016x}", document.tag())
     }))
 }
@@ -98,6 +104,7 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     request: Request,
 ) -> Result<Response, Problem> {
+    preconditions::refuse(request.headers())?;
     let items = app.items()?.clone();
     let fields = validation::item_fields(&read_body(request).await?)?;
     let id = ItemId::generate();
@@ -125,7 +132,9 @@ pub(super) async fn create(
     params(
         ("id" = String, Path, format = Uuid, description = "The item's id"),
         ("If-None-Match" = Option<String>, Header,
-         description = "The ETag of the version that the client has; 304 if it is still the same")
+         description = "The ETag of the version that the client has; 304 if it is still the same"),
+        ("If-Match" = Option<String>, Header,
+         description = "The ETag of the version that is wanted; 412 if the item has another one")
     ),
     responses(
         (status = 200, description = "The item", body = ItemBody, headers(
@@ -136,6 +145,8 @@ pub(super) async fn create(
         )),
         (status = 404, description = "There is no such item", body = crate::problem::ProblemBody,
          content_type = "application/problem+json"),
+        (status = 412, description = "The item's version is not one that `If-Match` names",
+         body = crate::problem::ProblemBody, content_type = "application/problem+json"),
         ReadErrors
     )
 )]
@@ -145,8 +156,9 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = item_id(id)?;
+    let wanted = Wanted::of(&headers)?;
     let fetched = app.items()?.get(id).await?;
-    Ok(read_response(&fetched, &headers, version_of))
+    Ok(read_response(&fetched, &wanted, version_of))
 }
 
 /// Replaces an item.
@@ -161,7 +173,9 @@ pub(super) async fn get(
     params(
         ("id" = String, Path, format = Uuid, description = "The item's id"),
         ("If-Match" = Option<String>, Header,
-         description = "The ETag of the version to replace; 412 if the item has another one")
+         description = "The ETag of the version to replace; 412 if the item has another one"),
+        ("If-None-Match" = Option<String>, Header,
+         description = "ETags of versions not to replace; 412 if the item has one of them, and always with `*`")
     ),
     request_body = ItemReplacementBody,
     responses(
@@ -181,18 +195,16 @@ pub(super) async fn replace(
     request: Request,
 ) -> Result<Response, Problem> {
     let id = item_id(id)?;
-    let condition = preconditions::condition(request.headers())?;
+    let mut accepted = Accepted::of(request.headers())?;
     let items = app.items()?.clone();
     let replacement = validation::replacement(&read_body(request).await?, id)?;
-    let version = replacement.version;
-    let condition = preconditions::and_version(condition, version);
+    if let Some(version) = replacement.version {
+        accepted.only(version);
+    }
     let written = items
-        .replace(id, replacement.fields, condition)
+        .replace(id, replacement.fields, accepted.condition())
         .await
-        .map_err(|error| match (error, version) {
-            (ItemsError::Mismatch, Some(version)) => preconditions::not_version(version),
-            (error, _) => error.into(),
-        })?;
+        .map_err(|error| accepted.problem(error))?;
     let mut response = json_bytes(StatusCode::OK, written.output.json());
     let headers = response.headers_mut();
     set(headers, header::ETAG, etag(&version_of(&written.output)));
@@ -211,7 +223,9 @@ pub(super) async fn replace(
     params(
         ("id" = String, Path, format = Uuid, description = "The item's id"),
         ("If-Match" = Option<String>, Header,
-         description = "The ETag of the version to remove; 412 if the item has another one")
+         description = "The ETag of the version to remove; 412 if the item has another one"),
+        ("If-None-Match" = Option<String>, Header,
+         description = "ETags of versions not to remove; 412 if the item has one of them, and always with `*`")
     ),
     responses(
         (status = 200, description = "The item is gone", body = DeletedBody, headers(
@@ -230,8 +244,12 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id = item_id(id)?;
-    let condition = preconditions::condition(&headers)?;
-    let written = app.items()?.remove(id, condition).await?;
+    let accepted = Accepted::of(&headers)?;
+    let written = app
+        .items()?
+        .remove(id, accepted.condition())
+        .await
+        .map_err(|error| accepted.problem(error))?;
     let body = DeletedBody {
         status: DeletedStatus::Deleted,
         id: id.uuid(),
@@ -308,17 +326,17 @@ fn etag(tag: &str) -> HeaderValue {
 
 fn read_response(
     fetched: &Fetched,
-    request: &HeaderMap,
+    wanted: &Wanted,
     tag_of: impl Fn(&Document) -> String,
 ) -> Response {
     let mut response = match &fetched.document {
         None => Problem::from(ItemsError::NotFound).into_response(),
         Some(document) => {
             let tag = tag_of(document);
-            let mut response = if preconditions::has_already(request, &tag) {
-                StatusCode::NOT_MODIFIED.into_response()
-            } else {
-                json_bytes(StatusCode::OK, document.json())
+            let mut response = match wanted.of_version(&tag) {
+                Send::Whole => json_bytes(StatusCode::OK, document.json()),
+                Send::NotModified => StatusCode::NOT_MODIFIED.into_response(),
+                Send::Nothing(problem) => problem.into_response(),
             };
             set(response.headers_mut(), header::ETAG, etag(&tag));
             response

@@ -69,6 +69,8 @@ pub enum Condition {
     None,
     /// One of these.
     VersionIn(Vec<i64>),
+    /// Any but these.
+    VersionNotIn(Vec<i64>),
 }
 
 impl Condition {
@@ -78,6 +80,23 @@ impl Condition {
         match self {
             Self::None => true,
             Self::VersionIn(versions) => versions.contains(&version),
+            Self::VersionNotIn(versions) => !versions.contains(&version),
+        }
+    }
+
+    /// Accepts what both accept.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, one) | (one, Self::None) => one,
+            (Self::VersionIn(mut versions), other) | (other, Self::VersionIn(mut versions)) => {
+                versions.retain(|version| other.accepts(*version));
+                Self::VersionIn(versions)
+            }
+            (Self::VersionNotIn(mut versions), Self::VersionNotIn(others)) => {
+                versions.extend(others);
+                Self::VersionNotIn(versions)
+            }
         }
     }
 }

@@ -92,11 +92,12 @@ const INSERT: Guarded = guarded!(
 
 /// The second part tells "no such item" (no row) from "another version" (a row that is not `done`).
 const UPDATE: Guarded = guarded!(
-    &[Type::INT8, Type::UUID, Type::TEXT, Type::TEXT, Type::NUMERIC, Type::INT8_ARRAY];
+    &[Type::INT8, Type::UUID, Type::TEXT, Type::TEXT, Type::NUMERIC, Type::INT8_ARRAY, Type::BOOL];
     "WITH changed AS (UPDATE items SET name = $3, description = $4, price = $5, \
      updated_at = greatest(now(), items.updated_at), version = items.version + 1 FROM ";
     guard;
-    " WHERE items.id = $2 AND ($6::bigint[] IS NULL OR items.version = ANY ($6)) RETURNING ",
+    " WHERE items.id = $2 \
+     AND ($6::bigint[] IS NULL OR (items.version = ANY ($6)) = $7::boolean) RETURNING ",
     columns!(),
     ") SELECT ", "items.*, true AS done FROM changed AS items UNION ALL SELECT ",
     columns!(),
@@ -104,10 +105,11 @@ const UPDATE: Guarded = guarded!(
 );
 
 const DELETE: Guarded = guarded!(
-    &[Type::INT8, Type::UUID, Type::INT8_ARRAY];
+    &[Type::INT8, Type::UUID, Type::INT8_ARRAY, Type::BOOL];
     "WITH changed AS (DELETE FROM items USING ";
     guard;
-    " WHERE items.id = $2 AND ($3::bigint[] IS NULL OR items.version = ANY ($3)) \
+    " WHERE items.id = $2 \
+     AND ($3::bigint[] IS NULL OR (items.version = ANY ($3)) = $4::boolean) \
      RETURNING items.id) SELECT true AS done FROM changed UNION ALL \
      SELECT false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)"
 );
@@ -438,10 +440,12 @@ fn written<T>(result: Result<T, StoreError>) -> WriteResult<T> {
     result.map_err(OpError::Unknown)
 }
 
-fn versions(condition: Condition) -> Option<Vec<i64>> {
+/// The versions that a condition names, and whether the item's must be among them.
+fn versions(condition: Condition) -> (Option<Vec<i64>>, bool) {
     match condition {
-        Condition::None => None,
-        Condition::VersionIn(versions) => Some(versions),
+        Condition::None => (None, true),
+        Condition::VersionIn(versions) => (Some(versions), true),
+        Condition::VersionNotIn(versions) => (Some(versions), false),
     }
 }
 
@@ -521,6 +525,7 @@ impl ItemStore for PostgresStore {
         condition: Condition,
     ) -> WriteResult<Change<Item>> {
         let unconditional = condition == Condition::None;
+        let (versions, among) = versions(condition);
         let rows = self
             .write(
                 &guard,
@@ -531,7 +536,8 @@ impl ItemStore for PostgresStore {
                     &fields.name,
                     &fields.description,
                     &fields.price.decimal(),
-                    &versions(condition),
+                    &versions,
+                    &among,
                 ],
             )
             .await?;
@@ -552,8 +558,9 @@ impl ItemStore for PostgresStore {
         condition: Condition,
     ) -> WriteResult<Change<()>> {
         let unconditional = condition == Condition::None;
+        let (versions, among) = versions(condition);
         let parameters: &[&(dyn ToSql + Sync)] =
-            &[&guard.parameter(), &id.uuid(), &versions(condition)];
+            &[&guard.parameter(), &id.uuid(), &versions, &among];
         let rows = self.write(&guard, &DELETE, parameters).await?;
         let Some(row) = rows.first() else {
             return Ok(Change::Missing);
