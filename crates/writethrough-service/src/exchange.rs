@@ -17,6 +17,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::app::App;
 use crate::body::{Rest, Unread};
+use crate::malformed;
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
 use crate::trace_context::{RequestTrace, TraceParent};
@@ -45,7 +46,11 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let span = server_span(&mut trace, &request, route);
     let (request, rest) = Rest::watch(request);
 
-    let mut response = if is_probe(route) {
+    let checked = malformed::check(&request);
+    let malformed = checked.is_err();
+    let mut response = if let Err(problem) = checked {
+        problem.into_response()
+    } else if is_probe(route) {
         run(request, next).instrument(span.clone()).await
     } else if let Some(_admitted) = app.admission.enter() {
         let work = run(request, next).instrument(span.clone());
@@ -83,7 +88,7 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     }
     // With a body half read the server closes the connection; a client that is not told would send
     // its next request on it, and lose it.
-    if app.draining() || unread {
+    if app.draining() || unread || malformed {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -18,6 +18,7 @@ pub mod item;
 pub mod items;
 pub mod lab;
 pub mod listen;
+pub mod malformed;
 pub mod manager;
 pub mod metrics;
 pub mod openapi;

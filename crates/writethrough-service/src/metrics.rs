@@ -47,8 +47,8 @@ const ROUTES: [&str; 14] = [
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "other"];
 
-const STATUSES: [u16; 18] = [
-    200, 201, 304, 400, 404, 405, 408, 412, 413, 415, 422, 431, 500, 501, 502, 503, 504, 0,
+const STATUSES: [u16; 19] = [
+    200, 201, 304, 400, 404, 405, 408, 412, 413, 414, 415, 422, 431, 500, 501, 502, 503, 504, 0,
 ];
 
 /// Why a request was turned away.
@@ -305,6 +305,12 @@ impl Metrics {
         self.requests
             .handle(method, route, status)
             .observe(duration.as_secs_f64(), exemplar, None);
+    }
+
+    /// Counts a request that was refused because its head could not be read.
+    pub fn unreadable(&self, status: StatusCode) {
+        // Counts as `other`, whatever stood there.
+        self.request(&Method::CONNECT, None, status, Duration::ZERO, None);
     }
 
     /// Counts a request that is turned away.

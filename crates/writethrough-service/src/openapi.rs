@@ -143,7 +143,9 @@ pub fn version_3_0(mut document: Value) -> Value {
     // error for each operation.
     for path in ["/health", "/readyz"] {
         if let Some(responses) = document["paths"][path]["get"]["responses"].as_object_mut() {
-            responses.remove("400");
+            for status in ["400", "414", "431"] {
+                responses.remove(status);
+            }
         }
     }
     document
@@ -234,7 +236,14 @@ pub(crate) struct ReadErrors;
 
 impl IntoResponses for ReadErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems(&[Kind::InvalidParameter, Kind::Overloaded, Kind::Unavailable])
+        problems(&[
+            Kind::MalformedRequest,
+            Kind::InvalidParameter,
+            Kind::TargetTooLong,
+            Kind::HeadTooLong,
+            Kind::Overloaded,
+            Kind::Unavailable,
+        ])
     }
 }
 
@@ -243,7 +252,12 @@ pub(crate) struct ProbeErrors;
 
 impl IntoResponses for ProbeErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems(&[Kind::InvalidParameter])
+        problems(&[
+            Kind::MalformedRequest,
+            Kind::InvalidParameter,
+            Kind::TargetTooLong,
+            Kind::HeadTooLong,
+        ])
     }
 }
 
@@ -253,7 +267,10 @@ pub(crate) struct ClearErrors;
 impl IntoResponses for ClearErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         problems(&[
+            Kind::MalformedRequest,
             Kind::InvalidParameter,
+            Kind::TargetTooLong,
+            Kind::HeadTooLong,
             Kind::Overloaded,
             Kind::Unavailable,
             Kind::CacheUnavailable,
@@ -267,8 +284,11 @@ pub(crate) struct Errors;
 impl IntoResponses for Errors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         problems(&[
+            Kind::MalformedRequest,
             Kind::MalformedJson,
             Kind::InvalidParameter,
+            Kind::TargetTooLong,
+            Kind::HeadTooLong,
             Kind::Overloaded,
             Kind::Unavailable,
             Kind::OutcomeUnknown,

@@ -16,12 +16,18 @@ const RETRY_AFTER_SECONDS: &str = "1";
 /// The kinds of problem. The slug of each is its stable name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// The request is not one of HTTP/1.1.
+    MalformedRequest,
     /// The body is not JSON.
     MalformedJson,
     /// A field of the body is wrong.
     Validation,
     /// The path, the query or a header is wrong.
     InvalidParameter,
+    /// The path and the query are over the limit.
+    TargetTooLong,
+    /// The headers are over the limit.
+    HeadTooLong,
     /// There is no item of this id.
     ItemNotFound,
     /// There is no such route.
@@ -50,10 +56,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the description of the API.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
+        Self::MalformedRequest,
         Self::MalformedJson,
         Self::Validation,
         Self::InvalidParameter,
+        Self::TargetTooLong,
+        Self::HeadTooLong,
         Self::ItemNotFound,
         Self::RouteNotFound,
         Self::MethodNotAllowed,
@@ -71,6 +80,12 @@ impl Kind {
     /// Type URI, status, title and what it means.
     const fn row(self) -> (&'static str, StatusCode, &'static str, &'static str) {
         match self {
+            Self::MalformedRequest => (
+                "/problems/malformed-request",
+                StatusCode::BAD_REQUEST,
+                "The request is not one of HTTP/1.1",
+                "Correct the request line, the headers or the length of the body (RFC 9112).",
+            ),
             Self::MalformedJson => (
                 "/problems/malformed-json",
                 StatusCode::BAD_REQUEST,
@@ -88,6 +103,18 @@ impl Kind {
                 StatusCode::BAD_REQUEST,
                 "The path, the query or a header has a wrong value",
                 "`errors` names the parameter and what is allowed.",
+            ),
+            Self::TargetTooLong => (
+                "/problems/target-too-long",
+                StatusCode::URI_TOO_LONG,
+                "The path and the query are too long",
+                "Send at most 8192 bytes of them.",
+            ),
+            Self::HeadTooLong => (
+                "/problems/head-too-long",
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The headers are too long",
+                "Send at most 65536 bytes of them.",
             ),
             Self::ItemNotFound => (
                 "/problems/item-not-found",

@@ -29,6 +29,7 @@ use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
 use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
+use crate::malformed::Explaining;
 use crate::routes;
 use crate::store::postgres::{Connector, PostgresStore};
 use crate::store::sqlite::{OpenError, SqliteStore};
@@ -298,7 +299,7 @@ async fn accept(
                     let (router, app) = (router.clone(), app.clone());
                     connections.spawn(async move {
                         app.metrics.connections().inc();
-                        serve(stream, router, until).await;
+                        serve(stream, router, &app, until).await;
                         app.metrics.connections().dec();
                         drop(place);
                     });
@@ -314,7 +315,7 @@ async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve(stream: TcpStream, router: Router, app: &App, mut stop: watch::Receiver<bool>) {
     // Small responses must not wait for the acknowledgement of the one before.
     if stream.set_nodelay(true).is_err() {
         return;
@@ -324,6 +325,7 @@ async fn serve(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool
         .header_read_timeout(IDLE_TIMEOUT);
     let unread = Arc::new(AtomicBool::new(false));
     let stream = Lingering::new(stream, unread.clone(), stop.clone());
+    let stream = Explaining::new(stream, app.metrics.clone());
     let router = TowerToHyperService::new(router);
     let service = service_fn(|request| {
         let (answer, unread) = (router.call(request), &unread);

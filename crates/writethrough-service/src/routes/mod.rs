@@ -107,6 +107,21 @@ async fn read_body(request: Request) -> Result<Bytes, Problem> {
         return Err(Problem::new(Kind::UnsupportedMediaType)
             .error("Content-Type", "must be application/json"));
     }
+    let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if head
+        .headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(encoded)
+    {
+        return Err(Problem::new(Kind::UnsupportedMediaType)
+            .detail("Send the body as it is, without `Content-Encoding`.")
+            .error("Content-Encoding", "must be left out")
+            .header(
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            ));
+    }
     let too_large = || {
         Problem::new(Kind::BodyTooLarge)
             .error("body", format!("must have at most {BODY_LIMIT} bytes"))
@@ -189,10 +204,7 @@ impl From<ItemsError> for Problem {
     fn from(error: ItemsError) -> Self {
         match &error {
             ItemsError::NotFound => return Problem::new(Kind::ItemNotFound),
-            ItemsError::Mismatch => {
-                return Problem::new(Kind::PreconditionFailed)
-                    .error("If-Match", "does not name the item's current version");
-            }
+            ItemsError::Mismatch => return Problem::new(Kind::PreconditionFailed),
             ItemsError::Store(cause) => match cause.failure() {
                 StoreFailure::Internal => {
                     tracing::error!("{error}");
