@@ -126,6 +126,7 @@ pub(crate) fn output(command: Command, deadline: Instant) -> anyhow::Result<(End
     Ok((end, text))
 }
 
+#[allow(unsafe_code, reason = "only kill, which touches no memory")]
 fn kill(process: libc::pid_t, signal: libc::c_int) {
     // SAFETY: no memory is involved. A process that is gone already is what was wanted.
     unsafe { libc::kill(process, signal) };

@@ -9,6 +9,7 @@ extern "C" fn note(_: libc::c_int) {
 }
 
 /// From here on the signals are noted and no longer end this process.
+#[allow(unsafe_code, reason = "a handler that only adds to an atomic")]
 pub(crate) fn listen() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler only adds to an atomic, which is async-signal-safe.

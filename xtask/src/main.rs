@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 mod clients;
 mod command;
+mod dependencies;
 mod install;
 mod interrupt;
 mod lab;

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use crate::command::{self, End};
 use crate::leftovers::Ground;
 use crate::transcript::{self, Report, Tally, Transcript, Worth};
-use crate::{install, interrupt, lab, root};
+use crate::{dependencies, install, interrupt, lab, root};
 
 /// How long everything may take together, unless told otherwise.
 const BOUND_MINUTES: u64 = 40;
@@ -53,6 +53,12 @@ const PARTS: &[Part] = &[
         about: "formatting",
         needs: &[],
         run: format,
+    },
+    Part {
+        name: "dependencies",
+        about: "licenses, sources and duplicates of the dependencies",
+        needs: &[],
+        run: dependencies,
     },
     Part {
         name: "clippy",
@@ -167,7 +173,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
     {
         println!("{USAGE}\nParts:");
         for part in PARTS {
-            println!("  {:<8} {}", part.name, part.about);
+            println!("  {:<12} {}", part.name, part.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -336,6 +342,16 @@ fn format(run: &mut Run) -> anyhow::Result<Outcome> {
         command.args(["--package", package]);
     }
     run.check(command)
+}
+
+fn dependencies(run: &mut Run) -> anyhow::Result<Outcome> {
+    let (note, findings) =
+        dependencies::check(run.cargo(&["metadata"]), run.cargo(&["tree"]), run.deadline)?;
+    Ok(if findings.is_empty() {
+        Outcome::Good(note)
+    } else {
+        Outcome::Bad(findings.join("\n"))
+    })
 }
 
 fn clippy(run: &mut Run) -> anyhow::Result<Outcome> {

@@ -9,6 +9,8 @@
 //!
 //! The checker speaks HTTP only and imports nothing of what it judges.
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 mod command;
 pub mod history;

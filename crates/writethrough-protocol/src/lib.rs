@@ -7,6 +7,8 @@
 //! arguments. The engine of the `writethrough` crate runs these functions, its in-process cache is
 //! made of them, its Redis scripts are tested against them, and the model checker explores them.
 
+#![forbid(unsafe_code)]
+
 pub mod epoch;
 pub mod key;
 pub mod node;

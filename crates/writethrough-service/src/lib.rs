@@ -7,6 +7,8 @@
 //! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
 //! [`listen`] is where it listens; [`lab`] and [`probe`] stand beside the service: `serve` uses neither.
 
+#![forbid(unsafe_code)]
+
 pub mod app;
 pub mod body;
 pub mod causes;

@@ -209,6 +209,7 @@ fn lab_up_again(folder: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(unsafe_code, reason = "only kill, which touches no memory")]
 async fn nothing_is_left_by_ctrl_c_nor_by_a_kill() {
     for signal in [libc::SIGINT, libc::SIGKILL] {
         let testbed = Testbed::new().await.unwrap();

@@ -397,6 +397,10 @@ impl Postgres {
 
     /// Removes what a killed server leaves: its lock files, which could name a process id that is in use
     /// again, and the shared memory segment that line 7 of one of them names.
+    #[allow(
+        unsafe_code,
+        reason = "only shmctl, which touches no memory of this process"
+    )]
     fn clear_remains(&self) {
         let lock_file = self.data().join("postmaster.pid");
         if let Ok(file) = std::fs::read_to_string(&lock_file) {
@@ -564,6 +568,7 @@ impl Programs {
     }
 
     /// Where the template of this version and these settings is.
+    #[allow(unsafe_code, reason = "only geteuid, which cannot fail")]
     async fn template(&self, ground: &Ground) -> Result<Template> {
         let mut command = self.command("postgres", self.user);
         command.arg("--version");

@@ -33,6 +33,7 @@ type Started = std::io::Result<std::process::Child>;
 type Order = (Command, oneshot::Sender<Started>);
 
 /// Starts a child that is killed when this process dies.
+#[allow(unsafe_code, reason = "pre_exec, for calls that are async-signal-safe")]
 async fn spawn(mut command: Command) -> Started {
     static SPAWNER: LazyLock<Option<mpsc::Sender<Order>>> = LazyLock::new(|| {
         let (orders, queue) = mpsc::channel::<Order>();
@@ -464,6 +465,7 @@ fn words(status: ExitStatus) -> String {
 }
 
 /// Sends a signal. That the process has just ended is no error.
+#[allow(unsafe_code, reason = "only kill, which touches no memory")]
 fn send(signal: i32, pid: i32) {
     // SAFETY: kill has no memory preconditions; the callers hold pids that were not waited for yet.
     unsafe { libc::kill(pid, signal) };

@@ -94,6 +94,7 @@ pub(crate) struct User {
 
 impl User {
     /// Whom a server that refuses root must run as, or `None` when we are not root.
+    #[allow(unsafe_code, reason = "only geteuid, which cannot fail")]
     pub(crate) fn unprivileged() -> Result<Option<User>> {
         // SAFETY: geteuid has no precondition and cannot fail.
         if unsafe { libc::geteuid() } != 0 {
@@ -108,6 +109,7 @@ impl User {
         })
     }
 
+    #[allow(unsafe_code, reason = "the user database is in C")]
     fn named(name: &str) -> Option<User> {
         let name = CString::new(name).ok()?;
         let mut buffer = vec![0; 16 * 1024];

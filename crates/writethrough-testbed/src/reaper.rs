@@ -29,6 +29,7 @@ pub(crate) struct Reaper {
 
 impl Reaper {
     /// Starts the reaper of `folder`.
+    #[allow(unsafe_code, reason = "pre_exec, for calls that are async-signal-safe")]
     pub(crate) fn start(folder: &Path, keep: bool) -> Result<Reaper> {
         let mut command = Command::new("/bin/sh");
         command

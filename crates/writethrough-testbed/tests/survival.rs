@@ -64,6 +64,7 @@ struct Owner {
 }
 
 impl Owner {
+    #[allow(unsafe_code, reason = "pre_exec, for calls that are async-signal-safe")]
     fn start() -> Owner {
         let name = format!("testbed-survival-{:08x}", fastrand::u32(..));
         let folder = std::env::temp_dir().join(name);
@@ -111,6 +112,10 @@ impl Owner {
 
 impl Drop for Owner {
     /// Ends what the test has found alive, or what only the reaper would have ended.
+    #[allow(
+        unsafe_code,
+        reason = "kill and shmctl, which touch no memory of this process"
+    )]
     fn drop(&mut self) {
         let segments = shared_memory(&self.folder);
         for pid in self
@@ -199,6 +204,7 @@ async fn nothing_survives_a_killed_owner() {
 }
 
 #[tokio::test]
+#[allow(unsafe_code, reason = "only kill, which touches no memory")]
 async fn every_server_dies_with_its_owner_even_without_the_reaper() {
     let mut owner = Owner::start();
     // SAFETY: the reaper is a child of our own child, which still runs.

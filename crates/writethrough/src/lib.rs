@@ -84,6 +84,8 @@
 //! No retry of your operations (except after [`OpError::Fenced`], when nothing was written), no
 //! background refresh, no cache of its own in front of Redis, no wall clock.
 
+#![forbid(unsafe_code)]
+
 mod clock;
 mod error;
 mod key;
