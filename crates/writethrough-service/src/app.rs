@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use writethrough::Consistency;
 use writethrough::cache::SessionWatch;
 
+use crate::access::Access;
 use crate::config::{CacheBackend, Config, Database, Sampling};
 use crate::items::Items;
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ pub struct App {
     probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) admission: Admission,
+    pub(crate) access: Access,
     /// `None` when no traces are exported.
     pub(crate) sampling: Option<Sampling>,
     /// Whether a caller's trace is continued.
@@ -51,6 +53,11 @@ impl App {
             cache: OnceLock::new(),
             probe: tokio::sync::Mutex::new(None),
             admission: Admission::new(config.max_in_flight, metrics.in_flight().clone()),
+            access: Access {
+                admin: config.admin.clone(),
+                apart: config.admin_listen.is_some(),
+                hosts: config.allowed_hosts.clone(),
+            },
             metrics,
             sampling: config.traces.enabled().then_some(config.sampling),
             propagate: config.traces.propagate,

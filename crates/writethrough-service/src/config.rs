@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use writethrough::Consistency;
 
+use crate::access::{AdminAccess, AdminToken, AllowedHosts};
 use crate::listen;
 use crate::telemetry::settings::TraceSettings;
 
@@ -34,6 +35,38 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub listen: Option<String>,
+
+    /// A second address, for /cache/... and /metrics alone: --listen does not serve them then [default:
+    /// none, --listen serves all].
+    #[arg(
+        long,
+        env = "ADMIN_LISTEN_ADDR",
+        value_name = "ADDRESS:PORT",
+        hide_env_values = true
+    )]
+    pub admin_listen: Option<String>,
+
+    /// The secret that /cache/... and /metrics ask for, as `Authorization: Bearer TOKEN`: 16 characters
+    /// or more. `none`: everybody may use them. The variable ADMIN_TOKEN_FILE names a file that holds
+    /// it [default: everybody may look, and POST /cache/clear is for this machine only].
+    #[arg(
+        long,
+        env = "ADMIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    pub admin_token: Option<String>,
+
+    /// Names of this service that a request may have in `Host`, separated by commas, or `*`. IP
+    /// addresses, `localhost` and names without a dot may always be used [default: no other name on
+    /// an address of this machine alone such as 127.0.0.1, every name elsewhere].
+    #[arg(
+        long,
+        env = "ALLOWED_HOSTS",
+        value_name = "NAME,...",
+        hide_env_values = true
+    )]
+    pub allowed_hosts: Option<String>,
 
     /// The store: `embedded` (the file writethrough.db), `sqlite:PATH` or `postgres://...`. The
     /// variable DATABASE_URL is read when POSTGRES_URL is not set. POSTGRES_URL_FILE and
@@ -226,6 +259,13 @@ pub struct Sampling {
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where the routes for operators are served, if not there.
+    pub admin_listen: Option<SocketAddr>,
+    /// Who may use the routes for operators.
+    pub admin: AdminAccess,
+    /// The names that a request may have in `Host`; `None` is every name, but no name of others where
+    /// the listener is of this machine alone.
+    pub allowed_hosts: Option<AllowedHosts>,
     /// The store.
     pub database: Database,
     /// The cache.
@@ -269,6 +309,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            admin_listen: None,
+            admin: AdminAccess::default(),
+            allowed_hosts: None,
             database: Database::Sqlite(PathBuf::from(EMBEDDED_FILE)),
             cache: CacheBackend::InProcess,
             ttl: Duration::from_secs(300),
@@ -309,7 +352,7 @@ impl ConfigError {
     pub(crate) fn new(setting: &'static str, value: &str, allowed: impl Into<String>) -> Self {
         Self {
             setting,
-            value: if setting::CONNECTING.contains(&setting) {
+            value: if setting::SECRET.contains(&setting) {
                 form(value)
             } else {
                 shown(value)
@@ -321,7 +364,11 @@ impl ConfigError {
 
 /// The settings' names as errors print them.
 pub(crate) mod setting {
-    pub(super) const LISTEN: &str = "--listen (LISTEN_ADDR)";
+    pub(crate) const LISTEN: &str = "--listen (LISTEN_ADDR)";
+    pub(crate) const ADMIN_LISTEN: &str = "--admin-listen (ADMIN_LISTEN_ADDR)";
+    pub(super) const ADMIN_TOKEN: &str = "--admin-token (ADMIN_TOKEN)";
+    pub(super) const ADMIN_TOKEN_FILE: &str = "ADMIN_TOKEN_FILE";
+    pub(super) const ALLOWED_HOSTS: &str = "--allowed-hosts (ALLOWED_HOSTS)";
     pub(super) const PORT: &str = "PORT";
     pub(crate) const DATABASE: &str = "--database (POSTGRES_URL, DATABASE_URL)";
     pub(crate) const CACHE: &str = "--cache (REDIS_URL)";
@@ -345,15 +392,18 @@ pub(crate) mod setting {
     pub(super) const DATABASE_URL_FILE: &str = "DATABASE_URL_FILE";
     pub(super) const REDIS_URL_FILE: &str = "REDIS_URL_FILE";
 
-    /// Variables that hold a URL, and those that name a file with it in place of them.
-    pub(super) const FILES: [(&str, &str); 3] = [
+    /// Variables that hold a secret, and those that name a file with it in place of them.
+    pub(super) const FILES: [(&str, &str); 4] = [
+        ("ADMIN_TOKEN", ADMIN_TOKEN_FILE),
         ("POSTGRES_URL", POSTGRES_URL_FILE),
         ("DATABASE_URL", DATABASE_URL_FILE),
         ("REDIS_URL", REDIS_URL_FILE),
     ];
 
     /// Those that may hold a secret, or be given one by mistake: their values are never shown.
-    pub(super) const CONNECTING: &[&str] = &[
+    pub(super) const SECRET: &[&str] = &[
+        ADMIN_TOKEN,
+        ADMIN_TOKEN_FILE,
         DATABASE,
         CACHE,
         OTLP,
@@ -398,6 +448,13 @@ impl Config {
         };
         Ok(Self {
             listen: listen(&args.listen, &variable)?,
+            admin_listen: given(&args.admin_listen, setting::ADMIN_LISTEN)?
+                .map(|text| parse_listen(setting::ADMIN_LISTEN, &text))
+                .transpose()?,
+            admin: admin_access(args, &variable)?,
+            allowed_hosts: given(&args.allowed_hosts, setting::ALLOWED_HOSTS)?
+                .map(|text| parse_allowed_hosts(&text))
+                .transpose()?,
             database: database_url(args, &variable)?
                 .map_or(Ok(default.database), |text| parse_database(&text))?,
             cache: cache_url(args, &variable)?
@@ -473,8 +530,7 @@ pub fn listen(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<SocketAddr, ConfigError> {
     if let Some(text) = given(value, setting::LISTEN)? {
-        return listen::parse(&text)
-            .map_err(|allowed| ConfigError::new(setting::LISTEN, &text, allowed));
+        return parse_listen(setting::LISTEN, &text);
     }
     if let Some(text) = given(&variable(setting::PORT), setting::PORT)? {
         return listen::parse_port(&text)
@@ -482,6 +538,59 @@ pub fn listen(
             .ok_or_else(|| ConfigError::new(setting::PORT, &text, "use a number up to 65535"));
     }
     Ok(Config::default().listen)
+}
+
+fn parse_listen(setting: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    listen::parse(text).map_err(|allowed| ConfigError::new(setting, text, allowed))
+}
+
+/// Who may use the routes for operators. `none` is a choice that is made in plain sight, so it is no
+/// secret that a file may hold.
+fn admin_access(
+    args: &ServeArgs,
+    variable: &impl Fn(&str) -> Option<String>,
+) -> Result<AdminAccess, ConfigError> {
+    const ALLOWED: &str = "use 16 to 512 visible ASCII characters without a space, such as \
+                           `openssl rand -hex 32` prints";
+    let (setting, token) = match given(&args.admin_token, setting::ADMIN_TOKEN)? {
+        Some(text) if text == "none" => return Ok(AdminAccess::Anyone),
+        Some(text) => (setting::ADMIN_TOKEN, Some(text)),
+        None => (
+            setting::ADMIN_TOKEN_FILE,
+            in_file(setting::ADMIN_TOKEN_FILE, variable)?,
+        ),
+    };
+    let Some(text) = token else {
+        return Ok(AdminAccess::Local);
+    };
+    match AdminToken::new(&text) {
+        Some(token) => Ok(AdminAccess::Token(token)),
+        None if setting == setting::ADMIN_TOKEN => Err(ConfigError::new(
+            setting,
+            &text,
+            format!("{ALLOWED}, or `none` to let everybody in"),
+        )),
+        None => Err(ConfigError::new(setting, &text, ALLOWED)),
+    }
+}
+
+fn parse_allowed_hosts(text: &str) -> Result<AllowedHosts, ConfigError> {
+    if text == "*" {
+        return Ok(AllowedHosts::Any);
+    }
+    let names: Vec<_> = text
+        .split(',')
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect();
+    if names.iter().all(|name| is_host(name)) {
+        Ok(AllowedHosts::Names(names))
+    } else {
+        Err(ConfigError::new(
+            setting::ALLOWED_HOSTS,
+            text,
+            "use names such as `shop.example.org`, without a port and separated by commas, or `*`",
+        ))
+    }
 }
 
 /// The database's URL, from the first place that has one.
@@ -518,13 +627,13 @@ fn in_file(
     name: &'static str,
     variable: &impl Fn(&str) -> Option<String>,
 ) -> Result<Option<String>, ConfigError> {
-    /// More than any URL has.
+    /// More than any URL or token has.
     const LONGEST: u64 = 64 << 10;
     let Some(path) = given(&variable(name), name)? else {
         return Ok(None);
     };
     let wrong = |why: String| {
-        let allowed = format!("use the path of a file that holds the URL; {why}");
+        let allowed = format!("use the path of a file that holds the value; {why}");
         ConfigError::new(name, &path, allowed)
     };
     // A pipe could be waited for without end.
@@ -788,6 +897,25 @@ mod tests {
                 a.max_in_flight = Some(v.into())
             }),
             ("--log-format", "xml", |a, v| a.log_format = Some(v.into())),
+            ("--admin-listen", "localhost", |a, v| {
+                a.admin_listen = Some(v.into())
+            }),
+            ("--admin-token", "hunter2", |a, v| {
+                a.admin_token = Some(v.into())
+            }),
+            ("--admin-token", "hunter2 hunter2 hunter2", |a, v| {
+                a.admin_token = Some(v.into())
+            }),
+            ("--admin-token", "no", |a, v| a.admin_token = Some(v.into())),
+            ("--allowed-hosts", "shop.example:80", |a, v| {
+                a.allowed_hosts = Some(v.into())
+            }),
+            ("--allowed-hosts", "a.example,", |a, v| {
+                a.allowed_hosts = Some(v.into())
+            }),
+            ("--allowed-hosts", "a.example,*", |a, v| {
+                a.allowed_hosts = Some(v.into())
+            }),
             ("--traces-sampler", "sometimes", |a, v| {
                 a.traces_sampler = Some(v.into())
             }),
@@ -795,10 +923,10 @@ mod tests {
         for (setting, value, change) in cases {
             let error = config(|args| change(args, value)).unwrap_err().to_string();
             assert!(error.starts_with(setting), "{error}");
-            let connects = ["--database", "--cache", "--otlp"]
+            let secret = ["--admin-token", "--database", "--cache", "--otlp"]
                 .iter()
                 .any(|name| setting.starts_with(name));
-            let shown = if connects {
+            let shown = if secret {
                 form(value)
             } else {
                 format!("{value:?}")
@@ -815,6 +943,9 @@ mod tests {
             let of = |value: &str| Some(format!("{before}{value}{after}"));
             let args = ServeArgs {
                 listen: of("127.0.0.1:1"),
+                admin_listen: of("127.0.0.1:2"),
+                admin_token: of("none"),
+                allowed_hosts: of("shop.example"),
                 database: of("postgres://u:p@h:1/d1"),
                 cache: of("redis://h:1"),
                 ttl: of("7"),
@@ -946,6 +1077,61 @@ mod tests {
             let error = config(&variables).unwrap_err().to_string();
             assert!(error.contains("use either it or"), "{error}");
         }
+    }
+
+    #[test]
+    fn who_may_use_the_routes_for_operators_is_a_choice_and_the_token_is_not_shown() {
+        let token = "hunter2-hunter2-hunter2";
+        let expected = AdminAccess::Token(AdminToken::new(token).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let from_file = |path: String| {
+            Config::from_args(&ServeArgs::default(), |name| {
+                (name == "ADMIN_TOKEN_FILE").then(|| path.clone())
+            })
+        };
+        assert_eq!(config(|_| ()).unwrap().admin, AdminAccess::Local);
+        let open = config(|args| args.admin_token = Some("none".into())).unwrap();
+        assert_eq!(open.admin, AdminAccess::Anyone);
+        let given = config(|args| args.admin_token = Some(format!(" '{token}'\r\n"))).unwrap();
+        let kept = from_file(file("token", &format!("{token}\n"))).unwrap();
+        for config in [given, kept] {
+            assert_eq!(config.admin, expected);
+            assert!(!format!("{config:?}").contains("hunter2"));
+        }
+        // A file holds a secret; whoever wants none says so where it is seen.
+        for (name, text) in [("none", "none"), ("short", "hunter2"), ("empty", "")] {
+            let error = from_file(file(name, text)).unwrap_err().to_string();
+            assert!(error.starts_with("ADMIN_TOKEN_FILE is "), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let both = Config::from_args(&ServeArgs::default(), |name| {
+            ["ADMIN_TOKEN", "ADMIN_TOKEN_FILE"]
+                .contains(&name)
+                .then(|| token.to_owned())
+        });
+        let error = both.unwrap_err().to_string();
+        assert!(error.contains("use either it or ADMIN_TOKEN"), "{error}");
+    }
+
+    #[test]
+    fn names_that_hosts_may_have_are_told_apart_by_commas() {
+        let hosts = |text: &str| {
+            config(|args| args.allowed_hosts = Some(text.into()))
+                .unwrap()
+                .allowed_hosts
+        };
+        assert_eq!(hosts(""), None);
+        assert_eq!(hosts("*"), Some(AllowedHosts::Any));
+        let names = ["shop.example", "localhost"].map(str::to_owned).to_vec();
+        assert_eq!(
+            hosts("Shop.example, localhost"),
+            Some(AllowedHosts::Names(names))
+        );
     }
 
     #[test]

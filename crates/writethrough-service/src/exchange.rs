@@ -15,6 +15,7 @@ use opentelemetry::trace::TraceContextExt;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use crate::access;
 use crate::app::App;
 use crate::body::{Rest, Unread};
 use crate::malformed;
@@ -48,7 +49,12 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
 
     let checked = malformed::check(&request);
     let malformed = checked.is_err();
+    let checked = checked.and_then(|()| access::check(&app, &request, route));
     let mut response = if let Err(problem) = checked {
+        if !malformed {
+            // Its body is not needed, and may be read away.
+            drop(request);
+        }
         problem.into_response()
     } else if is_probe(route) {
         run(request, next).instrument(span.clone()).await
@@ -82,6 +88,11 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
+    // What is no script, no style and no page is not taken for one, whatever it looks like.
+    response.headers_mut().insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     let unread = !rest.discard().await;
     if unread {
         response.extensions_mut().insert(Unread);

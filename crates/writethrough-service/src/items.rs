@@ -15,6 +15,7 @@ use writethrough::{
     ReadOutcome, Unavailable, WriteError, WriteSet, WriteThrough,
 };
 
+use crate::clearing::Clearing;
 use crate::item::{Item, ItemFields, ItemId, NewItem, PageRequest};
 use crate::metrics::{Metrics, WriteKind};
 use crate::store::{Change, Condition, ItemStore, StoreError, StoreFailure, WriteResult};
@@ -223,6 +224,7 @@ pub struct Items {
     store: Arc<dyn ItemStore>,
     metrics: Arc<Metrics>,
     collection: Collection,
+    clearing: Clearing<Result<u64, CacheError>>,
 }
 
 impl Items {
@@ -234,6 +236,7 @@ impl Items {
             store,
             metrics,
             collection: Collection::new(COLLECTION),
+            clearing: Clearing::new(),
         }
     }
 
@@ -423,16 +426,16 @@ impl Items {
         })
     }
 
-    /// Empties the cache of items and of lists. Returns how many keys were removed.
+    /// Empties the cache of items and of lists. Returns how many keys were removed. One such walk runs
+    /// at a time; calls that come meanwhile share the next one, and its number.
     ///
     /// # Errors
     ///
     /// [`ItemsError::Cache`].
     pub async fn clear_cache(&self) -> Result<u64, ItemsError> {
-        self.engine
-            .clear(ENTITY, Some(&self.collection))
-            .await
-            .map_err(ItemsError::Cache)
+        let (engine, collection) = (self.engine.clone(), self.collection.clone());
+        let walk = || async move { engine.clear(ENTITY, Some(&collection)).await };
+        self.clearing.run(walk).await.map_err(ItemsError::Cache)
     }
 
     /// How many items the cache holds that reads may use; up to a second old, and never older than a

@@ -9,9 +9,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod app;
 pub mod body;
 pub mod causes;
+mod clearing;
 pub mod config;
 mod diagnosis;
 pub mod exchange;

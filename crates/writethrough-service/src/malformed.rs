@@ -216,7 +216,7 @@ fn explained(bare: &[u8], status: StatusCode) -> Bytes {
     let head = String::from_utf8_lossy(bare);
     let headers = format!(
         "\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
-         x-trace-id: {trace_id}\r\ncontent-length: {}\r\n",
+         x-content-type-options: nosniff\r\nx-trace-id: {trace_id}\r\ncontent-length: {}\r\n",
         body.len()
     );
     let head = head.replace("\r\ncontent-length: 0\r\n", &headers);

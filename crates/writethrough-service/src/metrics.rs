@@ -17,6 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use writethrough::ReadOutcome;
 
+use crate::access::Refusal;
 use crate::exposition::{self, Format};
 use crate::items::{Items, WriteTiming};
 use crate::store::Operation;
@@ -166,6 +167,8 @@ pub struct Metrics {
     in_flight: Gauge,
     shed_in_flight: Counter,
     shed_deadline: Counter,
+    /// In the order of `Refusal::ALL`.
+    refused: [Counter; Refusal::ALL.len()],
     connections: Gauge,
     /// For each operation: succeeded, failed.
     store: [[Histogram; 2]; 5],
@@ -211,6 +214,12 @@ impl Metrics {
             "http_server_shed_requests",
             "Requests turned away",
             shed.clone(),
+        );
+        let refused = Family::<ReasonLabel, Counter>::default();
+        registry.register(
+            "http_server_refused_requests",
+            "Requests that their sender may not make",
+            refused.clone(),
         );
 
         let store_family =
@@ -276,6 +285,11 @@ impl Metrics {
             shed_in_flight: shed.get_or_create_owned(&ReasonLabel {
                 reason: "in_flight",
             }),
+            refused: Refusal::ALL.map(|refusal| {
+                refused.get_or_create_owned(&ReasonLabel {
+                    reason: refusal.as_str(),
+                })
+            }),
             shed_deadline: shed.get_or_create_owned(&ReasonLabel { reason: "deadline" }),
             connections,
             store,
@@ -319,6 +333,11 @@ impl Metrics {
             Shed::InFlight => self.shed_in_flight.inc(),
             Shed::Deadline => self.shed_deadline.inc(),
         };
+    }
+
+    /// Counts a request that its sender may not make.
+    pub fn refused(&self, refusal: Refusal) {
+        self.refused[refusal as usize].inc();
     }
 
     /// The gauge of requests that are being served.

@@ -39,7 +39,7 @@ use crate::problem::{Kind, ProblemBody};
 struct Description;
 
 /// Headers of responses: the name, the name among the components, and what it says.
-const HEADERS: [(&str, &str, &str); 6] = [
+const HEADERS: [(&str, &str, &str); 7] = [
     (
         "ETag",
         "ETag",
@@ -59,9 +59,15 @@ const HEADERS: [(&str, &str, &str); 6] = [
     ("Location", "Location", "The path of the item"),
     (RETRY_AFTER, "RetryAfter", "When to try again, in seconds"),
     (TRACE_ID, "TraceId", "The trace of the request"),
+    (
+        WWW_AUTHENTICATE,
+        "WWWAuthenticate",
+        "What is asked for (RFC 6750): `Bearer`, with `error=\"invalid_token\"` when it was wrong",
+    ),
 ];
 const RETRY_AFTER: &str = "Retry-After";
 const TRACE_ID: &str = "x-trace-id";
+const WWW_AUTHENTICATE: &str = "WWW-Authenticate";
 
 /// The description without the routes, which add themselves.
 pub fn description() -> utoipa::openapi::OpenApi {
@@ -88,8 +94,13 @@ pub fn description() -> utoipa::openapi::OpenApi {
 /// It cannot be written as JSON.
 pub fn version_3_1(description: &utoipa::openapi::OpenApi) -> serde_json::Result<Value> {
     let mut document = serde_json::to_value(description)?;
-    // There are no credentials; said, so that nobody thinks it was forgotten.
+    // Items ask for no credential; said, so that nobody thinks it was forgotten.
     document["security"] = json!([]);
+    document["components"]["securitySchemes"]["adminToken"] = json!({
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token of --admin-token, if the service was started with one"
+    });
     let headers = HEADERS.map(|(_, component, text)| {
         let header = json!({"description": text, "schema": {"type": "string"}});
         (component.to_owned(), header)
@@ -98,8 +109,10 @@ pub fn version_3_1(description: &utoipa::openapi::OpenApi) -> serde_json::Result
     for operation in operations(&mut document) {
         for (status, response) in members(&mut operation["responses"]) {
             let mut names = vec![TRACE_ID];
-            if status == "503" {
-                names.push(RETRY_AFTER);
+            match status.as_str() {
+                "503" => names.push(RETRY_AFTER),
+                "401" => names.push(WWW_AUTHENTICATE),
+                _ => {}
             }
             for name in names {
                 response["headers"][name] = Value::Null;
@@ -143,9 +156,7 @@ pub fn version_3_0(mut document: Value) -> Value {
     // error for each operation.
     for path in ["/health", "/readyz"] {
         if let Some(responses) = document["paths"][path]["get"]["responses"].as_object_mut() {
-            for status in ["400", "414", "431"] {
-                responses.remove(status);
-            }
+            responses.retain(|status, _| !status.starts_with('4'));
         }
     }
     document
@@ -241,6 +252,7 @@ impl IntoResponses for ReadErrors {
             Kind::InvalidParameter,
             Kind::TargetTooLong,
             Kind::HeadTooLong,
+            Kind::HostNotAllowed,
             Kind::Overloaded,
             Kind::Unavailable,
         ])
@@ -257,7 +269,17 @@ impl IntoResponses for ProbeErrors {
             Kind::InvalidParameter,
             Kind::TargetTooLong,
             Kind::HeadTooLong,
+            Kind::HostNotAllowed,
         ])
+    }
+}
+
+/// What can go wrong with a route for operators.
+pub(crate) struct OperatorErrors;
+
+impl IntoResponses for OperatorErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems(&[Kind::Unauthorized, Kind::Forbidden])
     }
 }
 
@@ -271,6 +293,8 @@ impl IntoResponses for ClearErrors {
             Kind::InvalidParameter,
             Kind::TargetTooLong,
             Kind::HeadTooLong,
+            Kind::HostNotAllowed,
+            Kind::UnsupportedMediaType,
             Kind::Overloaded,
             Kind::Unavailable,
             Kind::CacheUnavailable,
@@ -289,6 +313,7 @@ impl IntoResponses for Errors {
             Kind::InvalidParameter,
             Kind::TargetTooLong,
             Kind::HeadTooLong,
+            Kind::HostNotAllowed,
             Kind::Overloaded,
             Kind::Unavailable,
             Kind::OutcomeUnknown,

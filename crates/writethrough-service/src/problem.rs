@@ -28,6 +28,12 @@ pub enum Kind {
     TargetTooLong,
     /// The headers are over the limit.
     HeadTooLong,
+    /// The token is missing or wrong.
+    Unauthorized,
+    /// The sender may not do this.
+    Forbidden,
+    /// The request is meant for another host.
+    HostNotAllowed,
     /// There is no item of this id.
     ItemNotFound,
     /// There is no such route.
@@ -56,13 +62,16 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for the description of the API.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::MalformedRequest,
         Self::MalformedJson,
         Self::Validation,
         Self::InvalidParameter,
         Self::TargetTooLong,
         Self::HeadTooLong,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::HostNotAllowed,
         Self::ItemNotFound,
         Self::RouteNotFound,
         Self::MethodNotAllowed,
@@ -115,6 +124,25 @@ impl Kind {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "The headers are too long",
                 "Send at most 65536 bytes of them.",
+            ),
+            Self::Unauthorized => (
+                "/problems/unauthorized",
+                StatusCode::UNAUTHORIZED,
+                "The token is missing or wrong",
+                "Send the header `Authorization: Bearer TOKEN` with the token of --admin-token.",
+            ),
+            Self::Forbidden => (
+                "/problems/forbidden",
+                StatusCode::FORBIDDEN,
+                "This is not for everybody",
+                "`detail` says from where, or how, to send the request.",
+            ),
+            Self::HostNotAllowed => (
+                "/problems/host-not-allowed",
+                StatusCode::MISDIRECTED_REQUEST,
+                "The request is meant for another host",
+                "Use `localhost` or an IP address, or start the service with the name in \
+                 --allowed-hosts.",
             ),
             Self::ItemNotFound => (
                 "/problems/item-not-found",

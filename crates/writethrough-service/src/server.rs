@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{StatusCode, header};
+use axum::http::{Request, StatusCode, header};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,12 +19,13 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use writethrough::{
     Cache, Consistency, Fence, InvalidSettings, LocalFence, MemoryCache, PostgresFence, RedisCache,
     RedisSettings, Settings, WriteThrough,
 };
 
+use crate::access::{Caller, Entrance};
 use crate::app::App;
 use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
@@ -45,6 +47,8 @@ const REMINDER: Duration = Duration::from_secs(10);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Loads at once for each connection to the database; they wait for one a second at most.
 const LOADS_PER_CONNECTION: usize = 64;
+/// Connections of operators; they have places of their own, so that no crowd of clients keeps them out.
+const ADMIN_CONNECTIONS: usize = 64;
 /// Connections for the fence: one for the poll, one for everything else.
 const FENCE_POOL: usize = 2;
 
@@ -54,9 +58,9 @@ pub enum StartError {
     /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The address is not free, or not ours.
-    #[error("--listen (LISTEN_ADDR) is {0}, which cannot be listened on: {1}; use a free address")]
-    Listen(SocketAddr, std::io::Error),
+    /// The address of a setting is not free, or not ours.
+    #[error("{0} is {1}, which cannot be listened on: {2}; use a free address")]
+    Listen(&'static str, SocketAddr, std::io::Error),
     /// The embedded database cannot be used.
     #[error("--database (POSTGRES_URL, DATABASE_URL): {0}")]
     Store(#[from] OpenError),
@@ -74,9 +78,10 @@ pub struct Server;
 /// A server that runs until [`Running::shutdown`].
 pub struct Running {
     address: SocketAddr,
+    admin_address: Option<SocketAddr>,
     app: Arc<App>,
     stop: watch::Sender<bool>,
-    accepting: JoinHandle<JoinSet<()>>,
+    accepting: Vec<JoinHandle<JoinSet<()>>>,
     drain: Duration,
     drain_delay: Duration,
 }
@@ -88,9 +93,12 @@ impl Server {
     ///
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        let listen_error = |error| StartError::Listen(config.listen, error);
-        let listener = listen::bind(config.listen).await.map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
+        let (listener, address) = listen_on(setting::LISTEN, config.listen).await?;
+        let admin = match config.admin_listen {
+            Some(address) => Some(listen_on(setting::ADMIN_LISTEN, address).await?),
+            None => None,
+        };
+        let admin_address = admin.as_ref().map(|(_, address)| *address);
         let app = Arc::new(App::new(&config));
         let stop = watch::Sender::new(false);
 
@@ -156,19 +164,33 @@ impl Server {
             }
         }
 
-        let accepting = tokio::spawn(accept(
+        let router = routes::router(app.clone());
+        let mut accepting = vec![tokio::spawn(accept(
             listener,
-            routes::router(app.clone()),
+            Entrance::Public,
+            router.clone(),
             app.clone(),
             config.max_connections,
             stop.subscribe(),
-        ));
+        ))];
         tracing::info!(
             database = ?config.database,
             cache = ?config.cache,
             consistency = config.consistency.as_str(),
+            admin = config.admin.as_str(),
             "listening on http://{address}"
         );
+        if let Some((listener, address)) = admin {
+            accepting.push(tokio::spawn(accept(
+                listener,
+                Entrance::Admin,
+                router,
+                app.clone(),
+                ADMIN_CONNECTIONS,
+                stop.subscribe(),
+            )));
+            tracing::info!("listening on http://{address} for /cache/... and /metrics");
+        }
         if matches!(
             (&config.database, &config.cache),
             (Database::Postgres(_), CacheBackend::InProcess)
@@ -180,6 +202,7 @@ impl Server {
         }
         Ok(Running {
             address,
+            admin_address,
             app,
             stop,
             accepting,
@@ -196,23 +219,47 @@ impl Running {
         self.address
     }
 
+    /// Where the server listens for operators, if not there.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
     /// Stops: turns `/readyz` to 503, goes on accepting for the configured delay, lets requests under
     /// way finish for the configured time, then ends whatever is left. Bounded.
     pub async fn shutdown(self) {
         self.app.set_draining();
         sleep(self.drain_delay).await;
         self.stop.send_replace(true);
-        if let Ok(mut connections) = self.accepting.await {
-            let drained = async { while connections.join_next().await.is_some() {} };
-            if timeout(self.drain, drained).await.is_err() {
-                tracing::warn!("{} connections were cut off at the end", connections.len());
-                connections.shutdown().await;
+        let until = Instant::now() + self.drain;
+        let mut cut_off = 0;
+        for accepting in self.accepting {
+            if let Ok(mut connections) = accepting.await {
+                let drained = async { while connections.join_next().await.is_some() {} };
+                if timeout_at(until, drained).await.is_err() {
+                    cut_off += connections.len();
+                    connections.shutdown().await;
+                }
             }
+        }
+        if cut_off > 0 {
+            tracing::warn!("{cut_off} connections were cut off at the end");
         }
         if let Some(items) = self.app.ready_items() {
             items.shutdown().await;
         }
     }
+}
+
+/// Listens on the address of a setting.
+async fn listen_on(
+    setting: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let error = |error| StartError::Listen(setting, address, error);
+    let listener = listen::bind(address).await.map_err(error)?;
+    let address = listener.local_addr().map_err(error)?;
+    Ok((listener, address))
 }
 
 /// Waits until the server is told to stop, or is gone.
@@ -278,12 +325,16 @@ async fn migrate(connector: &Connector) {
 /// Accepts connections until told to stop; returns those that are still open.
 async fn accept(
     listener: TcpListener,
+    entrance: Entrance,
     router: Router,
     app: Arc<App>,
     limit: usize,
     mut stop: watch::Receiver<bool>,
 ) -> JoinSet<()> {
     let places = Arc::new(Semaphore::new(limit));
+    let loopback = listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let mut connections = JoinSet::new();
     loop {
         let until = stop.clone();
@@ -295,11 +346,12 @@ async fn accept(
             () = stopped(&mut stop) => return connections,
             Some(_) = connections.join_next() => {}
             (place, accepted) = next => match (place, accepted) {
-                (Ok(place), Ok((stream, _))) => {
+                (Ok(place), Ok((stream, peer))) => {
+                    let caller = Caller { entrance, loopback, peer: peer.ip() };
                     let (router, app) = (router.clone(), app.clone());
                     connections.spawn(async move {
                         app.metrics.connections().inc();
-                        serve(stream, router, &app, until).await;
+                        serve(stream, caller, router, &app, until).await;
                         app.metrics.connections().dec();
                         drop(place);
                     });
@@ -315,7 +367,13 @@ async fn accept(
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, app: &App, mut stop: watch::Receiver<bool>) {
+async fn serve(
+    stream: TcpStream,
+    caller: Caller,
+    router: Router,
+    app: &App,
+    mut stop: watch::Receiver<bool>,
+) {
     // Small responses must not wait for the acknowledgement of the one before.
     if stream.set_nodelay(true).is_err() {
         return;
@@ -327,7 +385,8 @@ async fn serve(stream: TcpStream, router: Router, app: &App, mut stop: watch::Re
     let stream = Lingering::new(stream, unread.clone(), stop.clone());
     let stream = Explaining::new(stream, app.metrics.clone());
     let router = TowerToHyperService::new(router);
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(caller);
         let (answer, unread) = (router.call(request), &unread);
         async move {
             let mut response = answer.await?;

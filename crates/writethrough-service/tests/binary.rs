@@ -54,6 +54,16 @@ fn a_wrong_setting_stops_the_start_with_one_line() {
     type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a [&'a str]);
     let cases: &[Case<'_>] = &[
         (
+            &["--listen", "127.0.0.1:0", "--admin-listen", &taken],
+            &[],
+            &["--admin-listen (ADMIN_LISTEN_ADDR)", &taken, "free address"],
+        ),
+        (
+            &[],
+            &[("ADMIN_TOKEN", "short")],
+            &["--admin-token (ADMIN_TOKEN)", "openssl rand -hex 32"],
+        ),
+        (
             &["--listen", "nowhere"],
             &[],
             &["--listen (LISTEN_ADDR)", "nowhere", "127.0.0.1:8000"],
@@ -426,6 +436,43 @@ async fn a_service_manager_is_told_of_the_start_of_life_and_of_the_end() {
     let line = node.wait_for_log("NOTIFY_SOCKET", PATIENCE).await.unwrap();
     assert!(line.contains("WARN"), "{line}");
     assert_eq!(client.get("/livez").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_said_once_and_the_token_never() {
+    const TOKEN: &str = "s3cret-s3cret-s3cret";
+    let testbed = Testbed::new().await.unwrap();
+    let variables = [
+        ("POSTGRES_URL", "sqlite::memory:"),
+        ("ADMIN_TOKEN", TOKEN),
+        ("LOG_LEVEL", "debug"),
+    ];
+    let (node, client) = start(&testbed, &[], &variables).await;
+    let wrong = [("authorization", "Bearer s3cret-s3cret-s3crex")];
+    for _ in 0..3 {
+        let answer = client.send(Method::GET, "/metrics", &wrong, None).await;
+        answer.problem(401, "unauthorized");
+        let foreign = [("host", "evil.example")];
+        let answer = client.send(Method::GET, "/items", &foreign, None).await;
+        answer.problem(421, "host-not-allowed");
+    }
+    let authorization = format!("Bearer {TOKEN}");
+    let right = [("authorization", authorization.as_str())];
+    let answer = client.send(Method::GET, "/metrics", &right, None).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(node.terminate(PATIENCE).await.unwrap().code(), Some(0));
+    let log = node.log().unwrap();
+    let said: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("refused: "))
+        .collect();
+    assert_eq!(said.len(), 2, "{log}");
+    assert!(
+        said[0].contains("GET /metrics from 127.0.0.1: the token"),
+        "{log}"
+    );
+    assert!(said[1].contains("--allowed-hosts"), "{log}");
+    assert!(!log.contains("s3cret"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -226,6 +226,24 @@ async fn operations_have_the_names_that_clients_call_and_say_what_they_need() {
         assert_eq!(document["servers"][0]["url"], "/");
         // Without it the linters ask at each operation whether it needs a credential.
         assert_eq!(document["security"], json!([]));
+        let scheme = &document["components"]["securitySchemes"]["adminToken"];
+        assert_eq!(
+            (&scheme["type"], &scheme["scheme"]),
+            (&json!("http"), &json!("bearer"))
+        );
+        for (place, operation) in operations(&document) {
+            let for_operators = ["post /cache/clear", "get /cache/stats", "get /metrics"];
+            let (security, refused) = if for_operators.contains(&place.as_str()) {
+                (json!([{}, {"adminToken": []}]), true)
+            } else {
+                (Value::Null, false)
+            };
+            assert_eq!(operation["security"], security, "{place}");
+            for status in ["401", "403"] {
+                let described = operation["responses"].get(status).is_some();
+                assert_eq!(described, refused, "{place} {status}");
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use serde_yaml_ng::Value as Yaml;
 use support::{ApiClient, SAMPLE, Service, config};
+use writethrough_service::access::{AdminAccess, AllowedHosts};
 use writethrough_service::config::{CacheBackend, Config, Database, ServeArgs};
 use writethrough_testbed::{ChildSpec, Testbed, find_program};
 
@@ -226,9 +227,15 @@ fn the_service_accepts_its_environment_and_finds_its_neighbours() {
         service_name: variable("OTEL_SERVICE_NAME"),
         otlp_endpoint: variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
         log_format: variable("LOG_FORMAT"),
+        admin_token: variable("ADMIN_TOKEN"),
+        allowed_hosts: variable("ALLOWED_HOSTS"),
         ..ServeArgs::default()
     };
     let config = Config::from_args(&args, |_| None).unwrap();
+    // What the exercises send comes from the network of the containers, and without a token.
+    assert_eq!(config.admin, AdminAccess::Anyone);
+    let hosts = AllowedHosts::Names(vec!["localhost".to_owned()]);
+    assert_eq!(config.allowed_hosts, Some(hosts));
     // All addresses, of both protocols.
     assert_eq!(config.listen.to_string(), "[::]:8000");
     let (Database::Postgres(database), CacheBackend::Redis(cache)) =
@@ -236,7 +243,7 @@ fn the_service_accepts_its_environment_and_finds_its_neighbours() {
     else {
         panic!("not on Postgres and Redis");
     };
-    assert!(database.starts_with("postgres://labuser:") && database.ends_with("/items_db"));
+    assert!(database.starts_with("postgres://labuser:") && database.contains("/items_db"));
     let traces = &config.traces.otlp.as_ref().unwrap().endpoint;
     for address in [database, cache, traces] {
         assert_served(address, "api");

@@ -28,6 +28,9 @@ function example(api, schema) {
   return { string: "text", number: 1, integer: 1, boolean: true, array: [] }[schema.type] ?? null;
 }
 
+// Kept in the page alone: a reload forgets it.
+const token = el("input", { type: "password", autocomplete: "off", placeholder: "none" });
+
 function operation(api, path, method, description) {
   const inputs = (description.parameters ?? []).map((parameter) => {
     const input = el("input", {
@@ -55,6 +58,7 @@ function operation(api, path, method, description) {
       else headers[parameter.name] = input.value;
     }
     if (body) headers["content-type"] = "application/json";
+    if (token.value && description.security?.length) headers.authorization = `Bearer ${token.value}`;
     if (query.size) target += `?${query}`;
     const begun = performance.now();
     answer.replaceChildren(el("p", { className: "muted" }, "…"));
@@ -91,6 +95,9 @@ async function main() {
   document.getElementById("title").textContent = api.info.title;
   document.getElementById("about").append(
     ...(api.info.description ?? "").split("\n\n").map((text) => el("p", { style: "white-space: pre-line" }, text)));
+  const schemes = Object.values(api.components?.securitySchemes ?? {});
+  document.getElementById("about").append(
+    ...schemes.map((scheme) => el("label", { title: scheme.description ?? "" }, el("span", {}, "admin token"), token)));
   const groups = new Map((api.tags ?? []).map((tag) => [tag.name, { tag, operations: [] }]));
   for (const [path, item] of Object.entries(api.paths)) {
     for (const method of methods.filter((name) => item[name])) {

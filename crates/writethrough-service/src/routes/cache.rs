@@ -2,27 +2,36 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::json;
+use super::{declared_json, json};
 use crate::app::App;
-use crate::openapi::{ClearErrors, ReadErrors};
+use crate::openapi::{ClearErrors, OperatorErrors, ReadErrors};
 use crate::problem::Problem;
 use crate::wire::{ClearedBody, ClearedStatus, StatsBody};
 
 /// Empties the cache.
 ///
-/// Nobody waits for it, and the next read of anything is a miss that fills.
+/// Nobody else waits for it, and the next read of anything is a miss that fills. One runs at a time;
+/// those that are asked for meanwhile share the next one.
 #[utoipa::path(
     post,
     path = "/cache/clear",
     operation_id = "clearCache",
     tag = "cache",
-    responses((status = 200, description = "The cache is empty", body = ClearedBody), ClearErrors)
+    security((), ("adminToken" = [])),
+    responses(
+        (status = 200, description = "The cache is empty", body = ClearedBody),
+        ClearErrors, OperatorErrors
+    )
 )]
-pub(super) async fn clear(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+pub(super) async fn clear(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    declared_json(&request)?;
     let keys_deleted = app.items()?.clear_cache().await?;
     Ok(json(
         StatusCode::OK,
@@ -41,7 +50,11 @@ pub(super) async fn clear(State(app): State<Arc<App>>) -> Result<Response, Probl
     path = "/cache/stats",
     operation_id = "getCacheStats",
     tag = "cache",
-    responses((status = 200, description = "Counts since the start", body = StatsBody), ReadErrors)
+    security((), ("adminToken" = [])),
+    responses(
+        (status = 200, description = "Counts since the start", body = StatsBody),
+        ReadErrors, OperatorErrors
+    )
 )]
 pub(super) async fn stats(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     let items = app.items()?;

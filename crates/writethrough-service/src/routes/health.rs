@@ -11,7 +11,7 @@ use super::{json, set};
 use crate::app::App;
 use crate::diagnosis::diagnose;
 use crate::exposition::{self, Format};
-use crate::openapi::ProbeErrors;
+use crate::openapi::{OperatorErrors, ProbeErrors};
 use crate::problem::{Kind, Problem};
 use crate::wire::{
     BackendsBody, DependenciesBody, DependencyStatus, HealthBody, HealthStatus, ProbeBody,
@@ -137,10 +137,11 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     path = "/metrics",
     operation_id = "getMetrics",
     tag = "operation",
+    security((), ("adminToken" = [])),
     responses((status = 200, description = "Metrics", content(
         (String = "text/plain"),
         (String = "application/openmetrics-text")
-    )), ProbeErrors)
+    )), ProbeErrors, OperatorErrors)
 )]
 pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let format = Format::preferred(&headers);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -98,15 +98,8 @@ fn leads_to(pattern: &str, path: &str) -> bool {
 
 /// Reads a JSON body, within bounds of size and time.
 async fn read_body(request: Request) -> Result<Bytes, Problem> {
+    declared_json(&request)?;
     let (head, body) = request.into_parts();
-    let declared = head
-        .headers
-        .get(header::CONTENT_TYPE)
-        .map(HeaderValue::as_bytes);
-    if !declared.is_none_or(is_json) {
-        return Err(Problem::new(Kind::UnsupportedMediaType)
-            .error("Content-Type", "must be application/json"));
-    }
     let encoded = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"identity");
     if head
         .headers
@@ -144,7 +137,23 @@ async fn read_body(request: Request) -> Result<Bytes, Problem> {
     }
 }
 
-fn is_json(media_type: &[u8]) -> bool {
+/// Refuses a body that is not declared to be JSON. A page of another site can send any other without
+/// asking the service first.
+fn declared_json(request: &Request) -> Result<(), Problem> {
+    let json = match request.headers().get(header::CONTENT_TYPE) {
+        Some(declared) => is_json(declared.as_bytes()),
+        None => request.body().is_end_stream(),
+    };
+    if json {
+        Ok(())
+    } else {
+        Err(Problem::new(Kind::UnsupportedMediaType)
+            .error("Content-Type", "must be application/json"))
+    }
+}
+
+/// Whether a media type is JSON.
+pub(crate) fn is_json(media_type: &[u8]) -> bool {
     let essence = media_type
         .split(|byte| *byte == b';')
         .next()

@@ -79,16 +79,10 @@ async fn index(headers: HeaderMap) -> Response {
 
 fn page(html: &'static str) -> Response {
     let mut response = Html(html).into_response();
-    let headers = response.headers_mut();
     set(
-        headers,
+        response.headers_mut(),
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(CONTENT_SECURITY_POLICY),
-    );
-    set(
-        headers,
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
     );
     response
 }

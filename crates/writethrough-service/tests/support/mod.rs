@@ -134,6 +134,24 @@ impl ApiClient {
         Ok(answer)
     }
 
+    /// Sends a request and returns the answer itself, not where it leads to.
+    pub(crate) async fn unfollowed(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let client = Self {
+            http: Client::builder()
+                .timeout(Duration::from_secs(30))
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .expect("a client without TLS can be built"),
+            ..self.clone()
+        };
+        client.send(method, path, headers, None).await
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, &[], None).await
     }
