@@ -104,7 +104,9 @@ mod write_through;
 pub mod cache;
 pub mod fence;
 
-pub use cache::{Cache, MemoryCache, RedisCache, RedisConnectError, RedisSettings};
+pub use cache::{
+    Cache, MemoryCache, RedisCache, RedisCertificates, RedisConnectError, RedisSettings,
+};
 pub use error::{
     CacheError, FenceError, Fenced, OpError, ReadError, StartError, Unavailable, WriteError,
 };

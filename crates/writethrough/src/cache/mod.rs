@@ -18,7 +18,7 @@ pub mod memory;
 pub mod redis;
 
 pub use memory::MemoryCache;
-pub use redis::{RedisCache, RedisConnectError, RedisSettings};
+pub use redis::{RedisCache, RedisCertificates, RedisConnectError, RedisSettings};
 
 /// The newest verified session, or `None` while there is none.
 pub type SessionWatch = watch::Receiver<Option<Arc<dyn Session>>>;

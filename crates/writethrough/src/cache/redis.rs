@@ -24,9 +24,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline,
-    ProtocolVersion, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value,
+    Arg, AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, Script,
+    ServerErrorKind, TlsCertificates, Value,
 };
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
@@ -77,6 +81,60 @@ pub struct RedisSettings {
     /// verified on such keys, so that rights that its user lacks are found before a write needs them.
     /// Keys that are not named here are verified once one of them was refused.
     pub key_prefixes: Vec<String>,
+    /// Certificates for `rediss://`; the system's authorities and no client certificate by default.
+    pub certificates: RedisCertificates,
+}
+
+/// Certificates of a connection with TLS, as PEM.
+#[derive(Clone, Default)]
+pub struct RedisCertificates {
+    /// The authorities that may vouch for the server, in place of the system's.
+    pub authorities: Option<Vec<u8>>,
+    /// The certificate by which the server knows this client (with those between it and its authority),
+    /// and its key.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl RedisCertificates {
+    /// As the client takes them; none when there are none.
+    fn checked(&self) -> Result<Option<TlsCertificates>, InvalidRedisCertificates> {
+        let has_certificates = |pem: &[u8]| {
+            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+            all.is_ok_and(|all| !all.is_empty())
+        };
+        let authorities = self.authorities.clone();
+        if authorities
+            .as_deref()
+            .is_some_and(|pem| !has_certificates(pem))
+        {
+            return Err(InvalidRedisCertificates(
+                "those of the authorities are no certificates in PEM",
+            ));
+        }
+        let client_tls = match self.client.clone() {
+            Some((certificate, _)) if !has_certificates(&certificate) => {
+                return Err(InvalidRedisCertificates(
+                    "that of the client is no certificate in PEM",
+                ));
+            }
+            Some((_, key)) if PrivateKeyDer::from_pem_slice(&key).is_err() => {
+                return Err(InvalidRedisCertificates(
+                    "the key of the client is no key in PEM",
+                ));
+            }
+            client => client.map(|(client_cert, client_key)| ClientTlsConfig {
+                client_cert,
+                client_key,
+            }),
+        };
+        if authorities.is_none() && client_tls.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(TlsCertificates {
+            client_tls,
+            root_cert: authorities,
+        }))
+    }
 }
 
 impl RedisSettings {
@@ -88,6 +146,7 @@ impl RedisSettings {
             command_timeout: Duration::from_millis(250),
             connect_timeout: Duration::from_secs(1),
             key_prefixes: Vec::new(),
+            certificates: RedisCertificates::default(),
         }
     }
 }
@@ -109,12 +168,20 @@ impl fmt::Debug for RedisSettings {
 )]
 pub struct InvalidRedisUrl(String);
 
+/// The certificates for Redis cannot be used. The message says which, and nothing of them.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificates for Redis cannot be used: {0}")]
+pub struct InvalidRedisCertificates(&'static str);
+
 /// Why connecting could not even begin.
 #[derive(Debug, thiserror::Error)]
 pub enum RedisConnectError {
     /// The URL is malformed.
     #[error(transparent)]
     Url(#[from] InvalidRedisUrl),
+    /// The certificates cannot be used, or the URL is one without TLS.
+    #[error(transparent)]
+    Certificates(#[from] InvalidRedisCertificates),
     /// It was not called inside of a runtime.
     #[error(transparent)]
     NoRuntime(#[from] NoRuntime),
@@ -287,9 +354,13 @@ impl RedisCache {
     /// there is a session. Must be called inside of a tokio runtime, in which the connection then
     /// lives: what that runtime must be is said in [`crate`].
     ///
+    /// TLS uses the process's default provider of cryptography (`rustls::crypto::CryptoProvider`). When
+    /// there is none yet, *ring* becomes it; install another one before, if you want another.
+    ///
     /// # Errors
     ///
-    /// [`RedisConnectError`] when the URL is malformed, or there is no runtime.
+    /// [`RedisConnectError`] when the URL is malformed, the certificates cannot be used, or there is no
+    /// runtime.
     pub fn connect(settings: RedisSettings) -> Result<Self, RedisConnectError> {
         let reason = |error: RedisError| {
             // Only the fixed description: a detail could repeat a part of the URL.
@@ -310,7 +381,22 @@ impl RedisCache {
         // Chosen later, since a server that is none to be used has no databases to choose from.
         let redis = redis.set_db(0);
         let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
-        let client = Client::open(info).map_err(reason)?;
+        let with_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+        if with_tls && CryptoProvider::get_default().is_none() {
+            // The client would panic without one. Another thread may have been faster.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let client = match settings.certificates.checked()? {
+            None => Client::open(info).map_err(reason)?,
+            Some(_) if !with_tls => {
+                return Err(InvalidRedisCertificates("the URL has no TLS; use `rediss://`").into());
+            }
+            Some(certificates) => {
+                // Nothing of what was given is repeated.
+                let unusable = |_| InvalidRedisCertificates("the client does not take them");
+                Client::build_with_tls(info, certificates).map_err(unusable)?
+            }
+        };
         let runtime = runtime::current()?;
         let (sessions, _) = watch::channel(None);
         let stop = Arc::new(Notify::new());
