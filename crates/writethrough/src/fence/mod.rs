@@ -10,6 +10,7 @@ use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
 use crate::error::{FenceError, Fenced};
 
 pub mod local;
+mod migration;
 pub mod postgres;
 
 pub use local::LocalFence;

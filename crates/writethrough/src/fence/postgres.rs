@@ -24,6 +24,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 use writethrough_protocol::{Epoch, EpochRow, HistoryId, Mode, Proposal, ServerId, Sighting};
 
+pub use super::migration::{MigrateError, migrate_schema};
 use super::{Fence, Guard};
 use crate::error::{FenceError, Fenced, OpError};
 
@@ -35,6 +36,8 @@ mod schema {
 pub const FENCED_SQLSTATE: &str = "WT001";
 /// The SQLSTATE with which `writethrough.guard` says that there is no epoch row.
 const MISSING_SQLSTATE: &str = "WT002";
+/// The table of the migrations that were made.
+const HISTORY: &str = "writethrough_schema_history";
 /// Keeps two nodes from migrating at once; any fixed number that nobody else uses.
 const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6801;
 
@@ -97,20 +100,6 @@ pub fn is_stale_statement(error: &tokio_postgres::Error) -> bool {
         "XX000" => answer.message().starts_with("cache lookup failed"),
         _ => false,
     }
-}
-
-/// The schema could not be installed.
-#[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
-    /// A statement failed.
-    #[error("migration lock: {0}")]
-    Lock(#[from] tokio_postgres::Error),
-    /// A migration failed, or the installed ones differ from those of this version.
-    #[error("migration: {0}")]
-    Migration(#[from] refinery::Error),
-    /// The schema was installed, and what it needs is gone.
-    #[error("{MISSING}")]
-    Missing,
 }
 
 /// The database cannot guard writes.
@@ -316,25 +305,18 @@ impl PostgresFence {
     ///
     /// # Cancellation
     ///
-    /// Each migration is one transaction; dropped half-way, the rest is done by the next call.
+    /// Leaves nothing: all migrations are one transaction.
     pub async fn migrate(client: &mut Client) -> Result<(), MigrateError> {
-        client
-            .execute("SELECT pg_advisory_lock($1)", &[&MIGRATION_LOCK])
-            .await?;
-        let mut runner = schema::migrations::runner();
-        runner.set_migration_table_name("writethrough_schema_history");
-        let migrated = runner.run_async(client).await;
-        client
-            .execute("SELECT pg_advisory_unlock($1)", &[&MIGRATION_LOCK])
-            .await?;
-        migrated?;
+        let migrations = schema::migrations::runner();
+        let migrations = migrations.get_migrations();
+        migrate_schema(client, HISTORY, MIGRATION_LOCK, migrations).await?;
         match client
-            .query_opt("SELECT FROM writethrough.row_seen", &[])
+            .query_typed("SELECT FROM writethrough.row_seen", &[])
             .await
         {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(MigrateError::Missing),
-            Err(error) if is_missing(&error) => Err(MigrateError::Missing),
+            Ok(rows) if !rows.is_empty() => Ok(()),
+            Ok(_) => Err(MigrateError::Missing(MISSING)),
+            Err(error) if is_missing(&error) => Err(MigrateError::Missing(MISSING)),
             Err(error) => Err(error.into()),
         }
     }
