@@ -12,7 +12,12 @@ pub(crate) struct Diagnosis {
 }
 
 /// Diagnoses a node whose database answers, or not; `status` is `None` until it was reached once.
-pub(crate) fn diagnose(database: bool, status: Option<&Status>) -> Diagnosis {
+/// `shortage` says why there are fewer connections to it than were asked for.
+pub(crate) fn diagnose(
+    database: bool,
+    status: Option<&Status>,
+    shortage: Option<String>,
+) -> Diagnosis {
     let Some(status) = status else {
         return Diagnosis {
             degraded: true,
@@ -37,7 +42,7 @@ pub(crate) fn diagnose(database: bool, status: Option<&Status>) -> Diagnosis {
     };
     Diagnosis {
         degraded: cause.is_some() || status.refused_change.is_some(),
-        reason: cause.or_else(refused).or_else(slow),
+        reason: cause.or_else(refused).or(shortage).or_else(slow),
     }
 }
 
@@ -114,8 +119,13 @@ mod tests {
 
     #[test]
     fn a_node_that_is_well_has_nothing_to_say() {
-        let diagnosis = diagnose(true, Some(&well()));
+        let diagnosis = diagnose(true, Some(&well()), None);
         assert_eq!((diagnosis.degraded, diagnosis.reason), (false, None));
+        let short = diagnose(true, Some(&well()), Some("3 of 16".into()));
+        assert_eq!(
+            (short.degraded, short.reason),
+            (false, Some("3 of 16".into()))
+        );
     }
 
     #[test]
@@ -147,7 +157,7 @@ mod tests {
             let mut status = well();
             change(&mut status);
             status.proposed_bypass = Some(bypassed.clone());
-            let diagnosis = diagnose(true, Some(&status));
+            let diagnosis = diagnose(true, Some(&status), None);
             let reason = diagnosis.reason.unwrap();
             assert_eq!(diagnosis.degraded, degraded, "{reason}");
             assert!(reason.contains(words), "{reason}");
@@ -155,25 +165,25 @@ mod tests {
         let mut status = well();
         status.connected = false;
         status.proposed_bypass = Some(bypassed);
-        let reason = diagnose(true, Some(&status)).reason.unwrap();
+        let reason = diagnose(true, Some(&status), None).reason.unwrap();
         assert!(reason.contains("ended epoch 7 3 s ago"), "{reason}");
         let mut status = well();
         status.slow_loads = Some(slow);
-        let diagnosis = diagnose(true, Some(&status));
+        let diagnosis = diagnose(true, Some(&status), None);
         assert!(!diagnosis.degraded, "the cache is in use");
         assert!(diagnosis.reason.unwrap().contains("812 ms"));
-        assert!(diagnose(false, Some(&well())).degraded);
-        assert!(diagnose(false, None).reason.is_some());
+        assert!(diagnose(false, Some(&well()), None).degraded);
+        assert!(diagnose(false, None, None).reason.is_some());
     }
 
     #[test]
     fn a_mode_without_epochs_is_judged_by_its_connection() {
         let mut status = well();
         (status.consistency, status.mode) = (Consistency::Textbook, "textbook");
-        assert!(!diagnose(true, Some(&status)).degraded);
+        assert!(!diagnose(true, Some(&status), None).degraded);
         status.connected = false;
-        assert!(diagnose(true, Some(&status)).degraded);
+        assert!(diagnose(true, Some(&status), None).degraded);
         (status.consistency, status.mode) = (Consistency::Off, "off");
-        assert!(!diagnose(true, Some(&status)).degraded);
+        assert!(!diagnose(true, Some(&status), None).degraded);
     }
 }

@@ -167,19 +167,26 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         let telemetry = Telemetry::start(&config)?;
         // Before it listens: whoever sees it listen may also tell it to stop.
         let mut signals = Signals::listen()?;
-        let running = Server::start(config).await?;
+        let mut running = Server::start(config).await?;
         greet(running.addr());
         let manager = Manager::started();
-        let signal = signals.next().await;
+        let outcome = tokio::select! {
+            signal = signals.next() => {
+                tracing::info!("{signal}: draining; once more to stop at once");
+                Ok(())
+            }
+            error = running.failed() => Err(error),
+        };
         manager.stopping();
-        tracing::info!("{signal}: draining; once more to stop at once");
         tokio::select! {
             () = running.shutdown() => {}
             again = signals.next() => tracing::warn!("{again}: stopping at once"),
         }
         telemetry.shutdown().await;
-        tracing::info!("stopped");
-        Ok(())
+        if outcome.is_ok() {
+            tracing::info!("stopped");
+        }
+        Ok(outcome?)
     })
 }
 

@@ -629,6 +629,16 @@ impl Collector for LiveCollector {
             "Requests that wait for a connection",
             None,
             pool.waiting as f64,
+        )?;
+        counters(
+            encoder,
+            "db_client_refused_operations",
+            "Database operations that were refused before they were sent, by reason",
+            "reason",
+            &[
+                ("busy_row", pool.refused_at_row),
+                ("no_connection", pool.refused_without_connection),
+            ],
         )
     }
 }

@@ -17,7 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use writethrough::{
@@ -33,7 +33,7 @@ use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
 use crate::malformed::Explaining;
 use crate::routes;
-use crate::store::postgres::{Connector, PostgresStore};
+use crate::store::postgres::{Connector, Lasts, Obstacle, PostgresStore};
 use crate::store::sqlite::{OpenError, SqliteStore};
 use crate::store::{ItemStore, ObservedStore};
 
@@ -43,6 +43,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often the log repeats that the service waits for Postgres.
 const REMINDER: Duration = Duration::from_secs(10);
+/// How long a host's name may be unknown at start: those of containers are made with them.
+const NEW_NAME: Duration = Duration::from_secs(10);
 /// The longest that one attempt to connect and migrate may take.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Loads at once for each connection to the database; they wait for one a second at most.
@@ -64,6 +66,16 @@ pub enum StartError {
     /// The embedded database cannot be used.
     #[error("--database (POSTGRES_URL, DATABASE_URL): {0}")]
     Store(#[from] OpenError),
+    /// The database refuses this service until somebody mends it. Told by [`Running::failed`].
+    #[error(
+        "--database (POSTGRES_URL, DATABASE_URL): Postgres at {address} cannot be used: {obstacle}"
+    )]
+    Postgres {
+        /// Where it is.
+        address: String,
+        /// Why, and what to do.
+        obstacle: Obstacle,
+    },
     /// The settings contradict each other.
     #[error(transparent)]
     Settings(#[from] InvalidSettings),
@@ -81,6 +93,8 @@ pub struct Running {
     admin_address: Option<SocketAddr>,
     app: Arc<App>,
     stop: watch::Sender<bool>,
+    /// Gets why the start did not come to its end.
+    failed: mpsc::Receiver<StartError>,
     accepting: Vec<JoinHandle<JoinSet<()>>>,
     drain: Duration,
     drain_delay: Duration,
@@ -101,6 +115,7 @@ impl Server {
         let admin_address = admin.as_ref().map(|(_, address)| *address);
         let app = Arc::new(App::new(&config));
         let stop = watch::Sender::new(false);
+        let (fail, failed) = mpsc::channel(1);
 
         let settings = Settings {
             consistency: config.consistency,
@@ -148,15 +163,13 @@ impl Server {
                 let (app, mut stop) = (app.clone(), stop.subscribe());
                 tokio::spawn(async move {
                     let ready = async {
-                        migrate(&connector).await;
-                        make_ready(&app, settings, cache, fence, Arc::new(store))
+                        migrate(&connector).await?;
+                        make_ready(&app, settings, cache, fence, Arc::new(store))?;
+                        Ok::<_, StartError>(())
                     };
                     tokio::select! {
-                        result = ready => {
-                            // Cannot happen: the settings were checked above.
-                            if let Err(error) = result {
-                                tracing::error!("{error}");
-                            }
+                        Err(error) = ready => {
+                            let _ = fail.send(error).await;
                         }
                         () = stopped(&mut stop) => {}
                     }
@@ -205,6 +218,7 @@ impl Server {
             admin_address,
             app,
             stop,
+            failed,
             accepting,
             drain: config.drain,
             drain_delay: config.drain_delay,
@@ -223,6 +237,15 @@ impl Running {
     #[must_use]
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin_address
+    }
+
+    /// Waits until it is known that the start cannot come to its end, and returns why; for ever when it
+    /// does. Until then, and afterwards, requests get 503.
+    pub async fn failed(&mut self) -> StartError {
+        match self.failed.recv().await {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
     }
 
     /// Stops: turns `/readyz` to 503, goes on accepting for the configured delay, lets requests under
@@ -299,27 +322,39 @@ fn make_ready(
     Ok(())
 }
 
-/// Connects to Postgres and migrates, however long it takes.
-async fn migrate(connector: &Connector) {
+/// Connects to Postgres and migrates, however long it takes, unless it never will.
+async fn migrate(connector: &Connector) -> Result<(), StartError> {
     let address = connector.address();
+    let begun = Instant::now();
     let mut reminded: Option<Instant> = None;
     loop {
         let attempt = async {
             let mut client = connector.connect().await?;
             PostgresStore::migrate(&mut client).await
         };
-        let reason = match timeout(MIGRATION_TIMEOUT, attempt).await {
+        let obstacle = match timeout(MIGRATION_TIMEOUT, attempt).await {
             Ok(Ok(())) => break,
-            Ok(Err(reason)) => reason,
-            Err(_) => format!("not done within {} s", MIGRATION_TIMEOUT.as_secs()),
+            Ok(Err(obstacle)) => obstacle,
+            Err(_) => {
+                Obstacle::passing(format!("not done within {} s", MIGRATION_TIMEOUT.as_secs()))
+            }
         };
+        let lasts = match obstacle.lasts() {
+            Lasts::AWhile => false,
+            Lasts::UnlessNew => begun.elapsed() >= NEW_NAME,
+            Lasts::ForGood => true,
+        };
+        if lasts {
+            return Err(StartError::Postgres { address, obstacle });
+        }
         if reminded.is_none_or(|at| at.elapsed() >= REMINDER) {
-            tracing::warn!("waiting for Postgres at {address}: {reason}");
+            tracing::warn!("waiting for Postgres at {address}: {obstacle}");
             reminded = Some(Instant::now());
         }
         sleep(RETRY_PAUSE).await;
     }
     tracing::info!("Postgres at {address} is ready");
+    Ok(())
 }
 
 /// Accepts connections until told to stop; returns those that are still open.

@@ -13,8 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use writethrough::Consistency;
 use writethrough_service::config::{CacheBackend, Config, Database};
 use writethrough_service::item::PageRequest;
-use writethrough_service::store::ItemStore;
-use writethrough_service::store::postgres::{Connector, PostgresStore};
+use writethrough_service::store::postgres::{Connector, Lasts, PostgresStore};
+use writethrough_service::store::{ItemStore, StoreFailure};
 use writethrough_testbed::{Postgres, Testbed};
 
 /// What a pooler does that ignores the parameter `options` of the start of a session.
@@ -72,7 +72,7 @@ async fn a_connection_without_what_the_guarantee_rests_on_is_refused_with_the_re
     let connector = Connector::new(&url, "test").unwrap();
     let refused = async || {
         let pool = connector.pool(2).unwrap();
-        let at_start = connector.connect().await.err().unwrap();
+        let at_start = connector.connect().await.err().unwrap().to_string();
         let of_pool = pool.get().await.err().unwrap().to_string();
         assert!(of_pool.contains(&at_start), "{of_pool}");
         let store = PostgresStore::new(&connector, 1).unwrap();
@@ -111,7 +111,7 @@ async fn a_connection_without_what_the_guarantee_rests_on_is_refused_with_the_re
         .map(|(a, b)| (a.to_owned(), b.len()))
         .unwrap();
     let latin = Connector::new(&format!("{server}/latin"), "test").unwrap();
-    let reason = latin.connect().await.err().unwrap();
+    let reason = latin.connect().await.err().unwrap().to_string();
     assert!(reason.contains("server_encoding is LATIN1"), "{reason}");
 }
 
@@ -238,6 +238,8 @@ async fn without_the_epoch_row_a_write_is_refused_at_once() {
         let connector = Connector::new(&postgres.url(), "test").unwrap();
         let mut client = connector.connect().await.unwrap();
         let at_start = PostgresStore::migrate(&mut client).await.unwrap_err();
+        assert_eq!(at_start.lasts(), Lasts::ForGood);
+        let at_start = at_start.to_string();
         assert!(at_start.contains("DROP TABLE"), "{at_start}");
 
         let remedy =
@@ -354,4 +356,234 @@ async fn a_row_that_cannot_be_read_is_refused_and_takes_no_list_down() {
         .await
         .unwrap();
     assert_eq!(all.items.len(), 3);
+}
+
+/// A number that a scrape tells.
+async fn metric(service: &Service, name: &str) -> f64 {
+    let text = service.get("/metrics").await.text();
+    let line = text.lines().find(|line| line.starts_with(name));
+    let value = line.and_then(|line| line.rsplit(' ').next());
+    value
+        .and_then(|value| value.parse().ok())
+        .unwrap_or_else(|| panic!("no {name}: {text}"))
+}
+
+/// Writes of a locked row took every connection, and nobody else got one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_holds_up_nobody_else() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    for consistency in [Consistency::Off, Consistency::Strict] {
+        let database = Database::Postgres(postgres.url());
+        let service = Service::start(Config {
+            consistency,
+            database_pool_size: 16,
+            ..config(database, CacheBackend::InProcess)
+        })
+        .await;
+        until("the service is ready", async || {
+            (service.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+        let locked = service.create("Locked").await;
+        let mut others = Vec::new();
+        for _ in 0..8 {
+            others.push(service.create("Other").await);
+        }
+        let connector = Connector::new(&postgres.url(), "holder").unwrap();
+        let mut holder = connector.connect().await.unwrap();
+        let lock = holder.transaction().await.unwrap();
+        let id = locked.rsplit('/').next().unwrap();
+        let hold = format!("SELECT FROM items WHERE id = '{id}' FOR UPDATE");
+        lock.batch_execute(&hold).await.unwrap();
+
+        let writes = futures::future::join_all((0..44).map(|_| {
+            let (client, path) = (service.client.clone(), locked.clone());
+            async move { client.put(&path, BODY).await }
+        }));
+        let look = async {
+            let held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            let held = until("a write waits for the lock", async || {
+                let held: u32 = postgres.run(held).await.unwrap().parse().unwrap();
+                (held > 0).then_some(held)
+            })
+            .await;
+            assert!(held <= 3, "{held} connections wait for one row");
+            for _ in 0..5 {
+                let all = others.iter().map(async |path| {
+                    for answer in [
+                        service.put(path, BODY).await,
+                        service.get(path).await,
+                        service.get("/items?limit=7").await,
+                    ] {
+                        assert_eq!(answer.status, 200, "{}", answer.text());
+                    }
+                });
+                futures::future::join_all(all).await;
+            }
+        };
+        let begun = Instant::now();
+        let (answers, ()) = tokio::join!(writes, look);
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begun.elapsed()
+        );
+        for answer in answers {
+            // Nothing was written, for certain.
+            assert_eq!(answer.status, 503, "{}", answer.text());
+            assert!(!answer.header("retry-after").is_empty());
+            assert!(
+                !answer.text().contains("outcome-unknown"),
+                "{}",
+                answer.text()
+            );
+        }
+        let refused = r#"db_client_refused_operations_total{reason="busy_row"}"#;
+        assert!(metric(&service, refused).await >= 40.0);
+        lock.rollback().await.unwrap();
+        assert_eq!(service.put(&locked, BODY).await.status, 200);
+        service.running.shutdown().await;
+    }
+}
+
+/// As many locked rows as there are connections: what is kept for reads is theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_go_on_while_every_write_waits() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let service = ready(&postgres, Consistency::Off).await;
+    let mut paths = Vec::new();
+    for _ in 0..24 {
+        paths.push(service.create("Lamp").await);
+    }
+    let connector = Connector::new(&postgres.url(), "holder").unwrap();
+    let mut holder = connector.connect().await.unwrap();
+    let lock = holder.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE items IN EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let writes = futures::future::join_all(paths.iter().map(async |path| {
+        let answer = service.put(path, BODY).await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+    }));
+    let reads = async {
+        until("writes wait for the lock", async || {
+            let held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            (postgres.run(held).await.unwrap() == "6").then_some(())
+        })
+        .await;
+        for _ in 0..5 {
+            futures::future::join_all(paths.iter().map(async |path| {
+                let answer = service.get(path).await;
+                assert_eq!(answer.status, 200, "{}", answer.text());
+            }))
+            .await;
+        }
+    };
+    tokio::join!(writes, reads);
+    let refused = r#"db_client_refused_operations_total{reason="no_connection"}"#;
+    assert!(metric(&service, refused).await >= 18.0);
+    lock.rollback().await.unwrap();
+    service.running.shutdown().await;
+}
+
+/// The pool tried to grow beyond what the server allows, and each attempt cost a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_cannot_grow_uses_the_connections_that_it_has() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let role = "CREATE ROLE few LOGIN CONNECTION LIMIT 8; ALTER DATABASE items_db OWNER TO few";
+    postgres.run(role).await.unwrap();
+    let database = Database::Postgres(postgres.url().replace("labuser@", "few@"));
+    let service = Service::start(Config {
+        database_pool_size: 16,
+        ..config(database, CacheBackend::InProcess)
+    })
+    .await
+    .cached()
+    .await;
+    let path = service.create("Lamp").await;
+    let all = async || {
+        let requests = (0..64).map(|number| {
+            let (client, path) = (service.client.clone(), path.clone());
+            async move {
+                match number % 2 {
+                    0 => client.get(&format!("/items?limit={}", number + 1)).await,
+                    _ => client.put(&path, BODY).await,
+                }
+            }
+        });
+        futures::future::join_all(requests).await
+    };
+    for _ in 0..20 {
+        for answer in all().await {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+    let limit = metric(&service, "db_client_connections_limit").await;
+    assert!(
+        (4.0..=6.0).contains(&limit),
+        "8 less 2 of the fence: {limit}"
+    );
+    let health = service.get("/health").await.json();
+    let reason = health["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("DATABASE_POOL_SIZE"), "{health}");
+    assert!(reason.contains("too many connections"), "{health}");
+    assert_eq!(health["status"], "ok");
+
+    // All connections go, and those for items come back first.
+    postgres.terminate_connections().await.unwrap();
+    until("the fence has its connection", async || {
+        all().await;
+        let health = service.get("/health").await.json();
+        (health["status"] == "ok" && health["mode"] == "cached").then_some(())
+    })
+    .await;
+    postgres
+        .run("ALTER ROLE few CONNECTION LIMIT -1")
+        .await
+        .unwrap();
+    until("there is room again", async || {
+        all().await;
+        let health = service.get("/health").await.json();
+        health["reason"].is_null().then_some(())
+    })
+    .await;
+    assert_eq!(metric(&service, "db_client_connections_limit").await, 16.0);
+    service.running.shutdown().await;
+}
+
+/// Another node holds all connections that the server allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_connection_the_reason_and_the_setting_are_told() {
+    let testbed = Testbed::new().await.unwrap();
+    let postgres = testbed.postgres().await.unwrap();
+    let role = "CREATE ROLE few LOGIN CONNECTION LIMIT 3; ALTER DATABASE items_db OWNER TO few";
+    postgres.run(role).await.unwrap();
+    let url = postgres.url().replace("labuser@", "few@");
+    let connector = Connector::new(&url, "test").unwrap();
+    PostgresStore::migrate(&mut connector.connect().await.unwrap())
+        .await
+        .unwrap();
+    let mut holders = Vec::new();
+    for _ in 0..3 {
+        let held = until("one is had", async || connector.connect().await.ok()).await;
+        holders.push(held);
+    }
+    let store = PostgresStore::new(&connector, 4).unwrap();
+    let id = SAMPLE.parse::<uuid::Uuid>().unwrap().into();
+    let begun = Instant::now();
+    let error = store.select(id).await.unwrap_err();
+    assert!(
+        begun.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(error.failure(), StoreFailure::Overloaded);
+    assert!(error.to_string().contains("DATABASE_POOL_SIZE"), "{error}");
+    // It answers.
+    store.ping().await.unwrap();
+    holders.pop();
+    until("a connection is had", async || store.select(id).await.ok()).await;
 }

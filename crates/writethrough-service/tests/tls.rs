@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rcgen::generate_simple_self_signed;
 use reqwest::Client;
-use writethrough_service::store::postgres::Connector;
+use writethrough_service::store::postgres::{Connector, Obstacle};
 use writethrough_testbed::{Child, ChildSpec, Postgres, Redis, Testbed, free_port, until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -166,7 +166,7 @@ async fn tls_is_tried_first_where_the_url_leaves_it_open() {
         let client = Connector::new(&url, "test").unwrap().connect().await?;
         let look = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
         let row = client.query_one(look, &[]).await.unwrap();
-        Ok::<bool, String>(row.get(0))
+        Ok::<bool, Obstacle>(row.get(0))
     };
     let open = [
         "",
@@ -206,7 +206,7 @@ async fn tls_is_tried_first_where_the_url_leaves_it_open() {
         encrypted("")
             .await
             .err()
-            .filter(|error| error.contains("password"))
+            .filter(|error| error.to_string().contains("password"))
     };
     until("the password is refused", PATIENCE, refused)
         .await

@@ -36,7 +36,8 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let database = app.database_is_up().await;
     let status = app.ready_items().map(|items| items.engine().status());
     let cache = app.cache_is_connected();
-    let diagnosis = diagnose(database, status.as_ref());
+    let shortage = app.ready_items().and_then(|items| items.store().shortage());
+    let diagnosis = diagnose(database, status.as_ref(), shortage);
     let body = HealthBody {
         status: match (database, cache && !diagnosis.degraded) {
             (true, true) => HealthStatus::Ok,

@@ -219,7 +219,10 @@ impl From<ItemsError> for Problem {
                     tracing::error!("{error}");
                     return Problem::new(Kind::Internal);
                 }
-                StoreFailure::Overloaded => return Problem::new(Kind::Overloaded),
+                StoreFailure::Overloaded => {
+                    log_outage(&error);
+                    return Problem::new(Kind::Overloaded);
+                }
                 StoreFailure::Unavailable => {}
             },
             ItemsError::Engine(_) | ItemsError::Indeterminate { .. } | ItemsError::Cache(_) => {}

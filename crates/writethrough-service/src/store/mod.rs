@@ -126,6 +126,10 @@ pub struct PoolUse {
     pub used: usize,
     /// Requests waiting for one.
     pub waiting: usize,
+    /// Writes that were refused because too many wait for the same item, or one waited too long.
+    pub refused_at_row: u64,
+    /// Operations that were refused because no connection came free in time.
+    pub refused_without_connection: u64,
 }
 
 /// Keeps items. Every call is bounded in time.
@@ -175,6 +179,11 @@ pub trait ItemStore: Send + Sync + 'static {
 
     /// The use of connections now.
     fn pool_use(&self) -> PoolUse;
+
+    /// Why there are fewer connections than the settings ask for, while it is so.
+    fn shortage(&self) -> Option<String> {
+        None
+    }
 
     /// Lets go of everything. Requests that come later fail.
     async fn close(&self);

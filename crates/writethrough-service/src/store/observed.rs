@@ -199,6 +199,10 @@ impl ItemStore for ObservedStore {
         self.store.pool_use()
     }
 
+    fn shortage(&self) -> Option<String> {
+        self.store.shortage()
+    }
+
     async fn close(&self) {
         self.store.close().await;
     }

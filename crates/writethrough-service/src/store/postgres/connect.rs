@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
@@ -12,10 +13,16 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::fitness::verify;
 use super::hosts::Hosts;
+use super::obstacle::Obstacle;
+use super::room::Room;
 use crate::config::{is_host, option_name};
 
 /// The longest that the server works on one statement. The bound on this side is the same.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest wait for one lock. A write of a locked row may wait for two, that of the row and that of
+/// its place in the queue; with the wait for a connection it is less than a write may take in all (5 s),
+/// so that its outcome is known.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(1800);
 /// The longest wait for a connection, made or free.
 pub(super) const POOL_WAIT: Duration = Duration::from_secs(1);
 /// The longest that one address may take to accept a connection; a name may have several.
@@ -38,6 +45,7 @@ const OWN_BOUNDS: &[&str] = &[
 pub struct Connector {
     config: Config,
     hosts: Hosts,
+    room: Arc<Room>,
     unused: Vec<&'static str>,
 }
 
@@ -112,8 +120,10 @@ impl Connector {
         // The guard needs READ COMMITTED: only there does a statement see what was committed while
         // it waited for the lock.
         let mut arguments = format!(
-            "-c statement_timeout={} -c default_transaction_isolation=read\\ committed",
-            STATEMENT_TIMEOUT.as_millis()
+            "-c statement_timeout={} -c lock_timeout={} \
+             -c default_transaction_isolation=read\\ committed",
+            STATEMENT_TIMEOUT.as_millis(),
+            LOCK_TIMEOUT.as_millis()
         );
         if let Some(given) = config.get_options() {
             arguments = format!("{given} {arguments}");
@@ -133,6 +143,7 @@ impl Connector {
         }
         Ok(Self {
             hosts: Hosts::new(&config, tls),
+            room: Arc::default(),
             config,
             unused: own.unused,
         })
@@ -157,11 +168,24 @@ impl Connector {
     ///
     /// A bound that the pool refuses.
     pub fn pool(&self, size: usize) -> Result<Pool, String> {
+        self.pool_over(self.hosts.clone().before_items(self.room.clone()), size)
+    }
+
+    /// The same for items, whose connections make room for those of the other pools.
+    pub(super) fn pool_for_items(&self, size: usize) -> Result<Pool, String> {
+        self.pool_over(self.hosts.clone(), size)
+    }
+
+    /// What is known of the server's room.
+    pub(super) fn room(&self) -> Arc<Room> {
+        self.room.clone()
+    }
+
+    fn pool_over(&self, hosts: Hosts, size: usize) -> Result<Pool, String> {
         let manager_config = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let manager =
-            Manager::from_connect(self.config.clone(), self.hosts.clone(), manager_config);
+        let manager = Manager::from_connect(self.config.clone(), hosts, manager_config);
         let fit = Hook::async_fn(|client, _| {
             Box::pin(async {
                 let verified = verify(client).await;
@@ -179,21 +203,22 @@ impl Connector {
             .map_err(|error| crate::causes::chain(&error))
     }
 
-    /// One connection outside of any pool, found fit and then without a statement timeout: for
-    /// migrations.
+    /// One connection outside of any pool, found fit: for migrations.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    pub async fn connect(&self) -> Result<Client, String> {
-        let reason = |error: tokio_postgres::Error| crate::causes::chain(&error);
+    pub async fn connect(&self) -> Result<Client, Obstacle> {
         let made = timeout(CREATE_TIMEOUT, self.hosts.client()).await;
         let (client, _) = made
-            .map_err(|_| format!("no connection within {} s", CREATE_TIMEOUT.as_secs()))?
-            .map_err(reason)?;
-        verify(&client).await.map_err(|unfit| unfit.to_string())?;
-        let unlimited = client.batch_execute("SET statement_timeout = 0").await;
-        unlimited.map_err(reason)?;
+            .map_err(|_| {
+                Obstacle::passing(format!(
+                    "no connection within {} s",
+                    CREATE_TIMEOUT.as_secs()
+                ))
+            })?
+            .map_err(|error| Obstacle::from(&error))?;
+        verify(&client).await?;
         Ok(client)
     }
 }

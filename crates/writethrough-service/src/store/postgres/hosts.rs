@@ -23,6 +23,8 @@ use tokio_postgres::{Client, Config, Error, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connect::POOL_WAIT;
+use super::obstacle::{Lasts, lasts, more_hopeful};
+use super::room::{Room, is_full};
 use crate::causes::chain;
 
 /// The least that a host gets, however many there are: two are tried while a request waits, and the
@@ -41,6 +43,8 @@ pub(super) struct Hosts {
     first: Arc<AtomicUsize>,
     /// For each host, whether its first connection in plain text was looked at.
     seen_plain: Arc<[AtomicBool]>,
+    /// For connections that matter more than those for items, which make room for them.
+    room: Option<Arc<Room>>,
 }
 
 /// What a server can be used for.
@@ -65,7 +69,14 @@ impl Hosts {
             configs: configs.into(),
             tls,
             first: Arc::new(first.into()),
+            room: None,
         }
+    }
+
+    /// The same for connections for which those for items make room.
+    pub(super) fn before_items(mut self, room: Arc<Room>) -> Self {
+        self.room = Some(room);
+        self
     }
 
     /// A connection to the primary, to one that is read-only if there is no other, and in the last resort
@@ -78,7 +89,7 @@ impl Hosts {
         let bound = (POOL_WAIT * 4 / 5 / u32::try_from(count).unwrap_or(u32::MAX)).max(LEAST);
         let first = self.first.load(Ordering::Relaxed);
         let mut best: Option<(Use, usize, Connected)> = None;
-        let mut failed = None;
+        let (mut failed, mut hung) = (None, false);
         for place in 0..count {
             let index = (first + place) % count;
             let attempt = async {
@@ -95,9 +106,12 @@ impl Hosts {
                         best = Some((usable, index, connected));
                     }
                 }
-                Ok(Err(error)) => failed = Some(error),
-                // Whoever waits may give up before the end of this loop.
-                Err(_) => self.first.store((index + 1) % count, Ordering::Relaxed),
+                Ok(Err(error)) => failed = Some(more_hopeful(failed.take(), error)),
+                Err(_) => {
+                    hung = true;
+                    // Whoever waits may give up before the end of this loop.
+                    self.first.store((index + 1) % count, Ordering::Relaxed);
+                }
             }
         }
         match (best, failed) {
@@ -105,9 +119,9 @@ impl Hosts {
                 self.first.store(index, Ordering::Relaxed);
                 Ok(connected)
             }
-            (None, Some(error)) => Err(error),
-            // All hang: the caller's own bound ends this.
-            (None, None) => self.connect_to(first % count).await,
+            (None, Some(error)) if !hung || lasts(&error) == Lasts::AWhile => Err(error),
+            // Those that hang may yet answer: the caller's own bound ends this.
+            (None, _) => self.connect_to(first % count).await,
         }
     }
 
@@ -240,7 +254,15 @@ impl Connect for Hosts {
         &self,
         _: &Config,
     ) -> Pin<Box<dyn Future<Output = Result<Connected, Error>> + Send + '_>> {
-        Box::pin(self.client())
+        Box::pin(async {
+            let connected = self.client().await;
+            if let (Some(room), Err(error)) = (&self.room, &connected)
+                && is_full(error)
+            {
+                room.make(&chain(error));
+            }
+            connected
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Items in Postgres: one prepared statement and one round trip for each operation, with the guard
 //! inside the writing ones.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
-use writethrough::postgres::{is_missing, is_stale_statement, op_error};
+use writethrough::postgres::{is_missing, is_stale_statement, migrate_schema, op_error};
 use writethrough::{Guard, OpError, PostgresFence};
 
 use super::left_out::{self, LeftOut, unreadable};
@@ -20,12 +21,18 @@ use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
 mod connect;
+mod connections;
 mod fitness;
 mod hosts;
+mod obstacle;
+mod room;
 
 pub use connect::{Connector, check_url, shown_url};
 use connect::{POOL_WAIT, STATEMENT_TIMEOUT};
+use connections::{Connections, Purpose};
 pub use fitness::{Unfit, verify};
+pub use obstacle::{Lasts, Obstacle};
+use room::{Room, is_full};
 
 /// Keeps two nodes from migrating at once; any fixed number that nobody else uses.
 const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6802;
@@ -116,28 +123,11 @@ const DELETE: Guarded = guarded!(
 
 /// Items in Postgres.
 pub struct PostgresStore {
-    pool: Pool,
+    connections: Arc<Connections>,
+    room: Arc<Room>,
     /// A connection of its own, so that a pool with no free one is not taken for a dead server.
     probe: Pool,
     left_out: LeftOut,
-}
-
-/// A pooled connection that is thrown away unless its work was seen to end: the reply to an abandoned
-/// query would hold up whoever came next.
-struct Lent(Option<Object>);
-
-impl Lent {
-    fn give_back(mut self) {
-        self.0.take();
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
-            drop(Object::take(object));
-        }
-    }
 }
 
 /// Why a statement gave no answer.
@@ -163,8 +153,10 @@ impl PostgresStore {
     ///
     /// A bound that the pool refuses.
     pub fn new(connector: &Connector, pool_size: usize) -> Result<Self, String> {
+        let room = connector.room();
         Ok(Self {
-            pool: connector.pool(pool_size)?,
+            connections: Connections::new(connector.pool_for_items(pool_size)?, room.clone()),
+            room,
             probe: connector.pool(1)?,
             left_out: LeftOut::default(),
         })
@@ -176,56 +168,15 @@ impl PostgresStore {
     /// # Errors
     ///
     /// Why it could not be done; doing it again is safe.
-    pub async fn migrate(client: &mut Client) -> Result<(), String> {
-        PostgresFence::migrate(client)
-            .await
-            .map_err(|error| chain(&error))?;
+    pub async fn migrate(client: &mut Client) -> Result<(), Obstacle> {
+        PostgresFence::migrate(client).await?;
         let migrations = MIGRATIONS
             .iter()
             .map(|(name, sql)| refinery::Migration::unapplied(name, sql))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| chain(&error))?;
-        let mut runner = refinery::Runner::new(&migrations);
-        runner.set_migration_table_name("items_schema_history");
-        let lock: &[&(dyn ToSql + Sync)] = &[&MIGRATION_LOCK];
-        client
-            .execute("SELECT pg_advisory_lock($1)", lock)
-            .await
-            .map_err(|error| chain(&error))?;
-        let migrated = runner
-            .run_async(client)
-            .await
-            .map_err(|error| chain(&error));
-        let unlocked = client.execute("SELECT pg_advisory_unlock($1)", lock).await;
-        migrated?;
-        unlocked.map_err(|error| chain(&error))?;
+            .map_err(|error| Obstacle::passing(chain(&error)))?;
+        migrate_schema(client, "items_schema_history", MIGRATION_LOCK, &migrations).await?;
         Ok(())
-    }
-
-    async fn connection(pool: &Pool) -> Result<Lent, StoreError> {
-        // Waiting for a free connection and making a new one share one bound.
-        match timeout(POOL_WAIT, pool.get()).await {
-            Ok(Ok(object)) => Ok(Lent(Some(object))),
-            Ok(Err(error)) => Err(match &error {
-                PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => {
-                    StoreError::from_source(StoreFailure::Overloaded, &error)
-                }
-                _ => StoreError::from_source(StoreFailure::Unavailable, &error),
-            }),
-            Err(_) => {
-                let status = pool.status();
-                let all_open = status.size >= status.max_size;
-                let failure = if all_open {
-                    StoreFailure::Overloaded
-                } else {
-                    StoreFailure::Unavailable
-                };
-                Err(StoreError::new(
-                    failure,
-                    "no connection to Postgres within 1 s",
-                ))
-            }
-        }
     }
 
     async fn rows_of_page(
@@ -246,14 +197,17 @@ impl PostgresStore {
 
     async fn query_once(
         &self,
+        purpose: Purpose,
         statement: &str,
         types: &[Type],
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        let lent = Self::connection(&self.pool)
+        let lent = self
+            .connections
+            .get(purpose)
             .await
             .map_err(Failure::NotSent)?;
-        let Some(client) = lent.0.as_ref() else {
+        let Some(client) = lent.client() else {
             return Err(Failure::NotSent(StoreError::new(
                 StoreFailure::Internal,
                 "no connection was lent",
@@ -303,7 +257,7 @@ impl PostgresStore {
 
     /// Forgets what was prepared on every connection: when one is stale, the others will be, too.
     fn stale(&self, error: &tokio_postgres::Error) -> Failure {
-        self.pool.manager().statement_caches.clear();
+        self.connections.forget_statements();
         Failure::Stale(StoreError::from_source(StoreFailure::Unavailable, error))
     }
 
@@ -311,14 +265,15 @@ impl PostgresStore {
     /// preparation.
     async fn query(
         &self,
+        purpose: Purpose,
         statement: &str,
         types: &[Type],
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
-        match self.query_once(statement, types, parameters).await {
+        match self.query_once(purpose, statement, types, parameters).await {
             Err(Failure::Stale(error)) => {
                 tracing::debug!("a statement is prepared anew: {error}");
-                self.query_once(statement, types, parameters).await
+                self.query_once(purpose, statement, types, parameters).await
             }
             result => result,
         }
@@ -332,9 +287,13 @@ impl PostgresStore {
         types: &[Type],
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, StoreError> {
-        let mut result = self.query(statement, types, parameters).await;
+        let mut result = self
+            .query(Purpose::Read, statement, types, parameters)
+            .await;
         if let Err(Failure::Lost(_)) = result {
-            result = self.query(statement, types, parameters).await;
+            result = self
+                .query(Purpose::Read, statement, types, parameters)
+                .await;
         }
         result.map_err(|failure| match failure {
             Failure::NotSent(error)
@@ -349,6 +308,7 @@ impl PostgresStore {
     async fn write(
         &self,
         guard: &Guard,
+        id: ItemId,
         statement: &Guarded,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> WriteResult<Vec<Row>> {
@@ -357,7 +317,7 @@ impl PostgresStore {
         } else {
             statement.with_guard
         };
-        self.query(text, statement.types, parameters)
+        self.query(Purpose::Write(id), text, statement.types, parameters)
             .await
             .map_err(|failure| match failure {
                 Failure::Fenced => OpError::Fenced,
@@ -500,6 +460,7 @@ impl ItemStore for PostgresStore {
         let rows = self
             .write(
                 &guard,
+                id,
                 &INSERT,
                 &[
                     &guard.parameter(),
@@ -529,6 +490,7 @@ impl ItemStore for PostgresStore {
         let rows = self
             .write(
                 &guard,
+                id,
                 &UPDATE,
                 &[
                     &guard.parameter(),
@@ -561,7 +523,7 @@ impl ItemStore for PostgresStore {
         let (versions, among) = versions(condition);
         let parameters: &[&(dyn ToSql + Sync)] =
             &[&guard.parameter(), &id.uuid(), &versions, &among];
-        let rows = self.write(&guard, &DELETE, parameters).await?;
+        let rows = self.write(&guard, id, &DELETE, parameters).await?;
         let Some(row) = rows.first() else {
             return Ok(Change::Missing);
         };
@@ -573,32 +535,36 @@ impl ItemStore for PostgresStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        let lent = Self::connection(&self.probe).await?;
-        let Some(client) = lent.0.as_ref() else {
-            return Err(no_answer());
-        };
-        match timeout(PING_TIMEOUT, client.simple_query("")).await {
-            Ok(Ok(_)) => {
-                lent.give_back();
-                Ok(())
+        let client = match timeout(POOL_WAIT, self.probe.get()).await {
+            Ok(Ok(client)) => client,
+            // It refuses because it serves so many.
+            Ok(Err(PoolError::Backend(error))) if is_full(&error) => return Ok(()),
+            Ok(Err(error)) => {
+                return Err(StoreError::from_source(StoreFailure::Unavailable, &error));
             }
+            Err(_) => return Err(no_answer()),
+        };
+        let answer = timeout(PING_TIMEOUT, client.simple_query("")).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            drop(Object::take(client));
+        }
+        match answer {
+            Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(StoreError::from_source(StoreFailure::Unavailable, &error)),
             Err(_) => Err(no_answer()),
         }
     }
 
     fn pool_use(&self) -> PoolUse {
-        let status = self.pool.status();
-        PoolUse {
-            limit: status.max_size,
-            open: status.size,
-            used: status.size.saturating_sub(status.available),
-            waiting: status.waiting,
-        }
+        self.connections.pool_use()
+    }
+
+    fn shortage(&self) -> Option<String> {
+        self.room.reason()
     }
 
     async fn close(&self) {
-        self.pool.close();
+        self.connections.close();
         self.probe.close();
     }
 }

@@ -665,6 +665,7 @@ impl ItemStore for SqliteStore {
             open,
             used: waiting.min(open),
             waiting,
+            ..PoolUse::default()
         }
     }
 
