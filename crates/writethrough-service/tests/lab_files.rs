@@ -243,7 +243,10 @@ fn the_service_accepts_its_environment_and_finds_its_neighbours() {
     else {
         panic!("not on Postgres and Redis");
     };
-    assert!(database.starts_with("postgres://labuser:") && database.contains("/items_db"));
+    assert!(
+        database.starts_with("postgres://labuser:")
+            && database.ends_with("/items_db?sslmode=disable")
+    );
     let traces = &config.traces.otlp.as_ref().unwrap().endpoint;
     for address in [database, cache, traces] {
         assert_served(address, "api");

@@ -40,9 +40,9 @@ pub(super) enum Purpose {
 pub(super) struct Connections {
     pool: Pool,
     /// As many as there may be connections.
-    places: Places,
+    places: Arc<Places>,
     /// Those of them that writes may take.
-    for_writes: Places,
+    for_writes: Arc<Places>,
     rows: Arc<Rows>,
     room: Arc<Room>,
     /// The most that was asked for.
@@ -56,9 +56,9 @@ pub(super) struct Connections {
 /// would hold up whoever came next.
 pub(super) struct Lent {
     object: Option<Object>,
-    connections: Arc<Connections>,
-    place: Option<OwnedSemaphorePermit>,
-    write: Option<(OwnedSemaphorePermit, Turn)>,
+    // After the connection: whoever gets the place finds it.
+    place: Place,
+    _write: Option<(Place, Turn)>,
 }
 
 impl Lent {
@@ -69,7 +69,7 @@ impl Lent {
 
     pub(super) fn give_back(mut self) {
         // One that has to go does not go back.
-        if !self.connections.places.owe() {
+        if !self.place.places.owe() {
             self.object.take();
         }
     }
@@ -80,14 +80,6 @@ impl Drop for Lent {
         if let Some(object) = self.object.take() {
             drop(Object::take(object));
         }
-        // After the connection: whoever gets the place finds it.
-        if let Some(place) = self.place.take() {
-            self.connections.places.give_back(place);
-        }
-        if let Some((place, turn)) = self.write.take() {
-            self.connections.for_writes.give_back(place);
-            drop(turn);
-        }
     }
 }
 
@@ -96,8 +88,8 @@ impl Connections {
         let wanted = pool.status().max_size;
         let connections = Arc::new(Self {
             pool,
-            places: Places::new(wanted),
-            for_writes: Places::new(share_of_writes(wanted)),
+            places: Arc::new(Places::new(wanted)),
+            for_writes: Arc::new(Places::new(share_of_writes(wanted))),
             rows: Arc::default(),
             room,
             wanted,
@@ -126,55 +118,62 @@ impl Connections {
             Purpose::Read => None,
             Purpose::Write(id) => {
                 let turn = self.turn(id, until).await?;
-                let place = self.for_writes.take(until).await;
+                let place = Places::take(&self.for_writes, until).await;
                 Some((place.ok_or_else(|| self.none_free())?, turn))
             }
         };
-        let mut lent = Lent {
-            object: None,
-            connections: self.clone(),
-            place: None,
-            write,
-        };
         loop {
             self.ask_for_room();
-            lent.place = self.places.take(until).await;
-            if lent.place.is_none() {
-                return Err(self.none_free());
-            }
-            let failed = match timeout_at(until, self.pool.get()).await {
-                Ok(Ok(object)) => {
-                    lent.object = Some(object);
+            let place = Places::take(&self.places, until).await;
+            let place = place.ok_or_else(|| match self.open() < self.places.limit() {
+                // Whoever has the places has no connections either.
+                true if self.room.reason().is_none() => none_made(),
+                _ => self.none_free(),
+            })?;
+            let alone = match self.take_or_make(place, until).await {
+                Some((Ok(object), place)) => {
                     self.keep_places_for(self.open());
-                    return Ok(lent);
+                    return Ok(Lent {
+                        object: Some(object),
+                        place,
+                        _write: write,
+                    });
                 }
-                Ok(Err(PoolError::Backend(error))) if is_full(&error) => chain(&error),
-                Ok(Err(error @ PoolError::Timeout(deadpool_postgres::TimeoutType::Wait))) => {
-                    return Err(StoreError::from_source(StoreFailure::Overloaded, &error));
+                Some((Err(PoolError::Backend(error)), place)) if is_full(&error) => {
+                    let open = self.open();
+                    self.shrink_to(open, &chain(&error));
+                    drop(place);
+                    open == 0
                 }
-                Ok(Err(error)) => {
+                Some((Err(error), _)) => {
                     return Err(StoreError::from_source(StoreFailure::Unavailable, &error));
                 }
-                Err(_) if self.room.reason().is_some() => return Err(self.none_free()),
-                Err(_) => {
-                    return Err(StoreError::new(
-                        StoreFailure::Unavailable,
-                        "no connection to Postgres within 1 s",
-                    ));
-                }
+                None if self.room.reason().is_some() => return Err(self.none_free()),
+                None => return Err(none_made()),
             };
-            let open = self.open();
-            self.shrink_to(open, &failed);
-            if let Some(place) = lent.place.take() {
-                self.places.give_back(place);
-            }
-            if open == 0 {
+            // Nobody else's comes free then.
+            if alone {
                 if Instant::now() + NONE_PAUSE >= until {
                     return Err(self.none_free());
                 }
                 sleep(NONE_PAUSE).await;
             }
         }
+    }
+
+    /// A connection for this place, if there is one in time. One that is being made when the time is up
+    /// is there for the next one: a store that is slow to connect would have no connections otherwise.
+    async fn take_or_make(
+        &self,
+        place: Place,
+        until: Instant,
+    ) -> Option<(Result<Object, PoolError>, Place)> {
+        let pool = self.pool.clone();
+        if pool.status().available > 0 {
+            return Some((timeout_at(until, pool.get()).await.ok()?, place));
+        }
+        let making = tokio::spawn(async move { (pool.get().await, place) });
+        timeout_at(until, making).await.ok()?.ok()
     }
 
     async fn turn(&self, id: ItemId, until: Instant) -> Result<Turn, StoreError> {
@@ -275,6 +274,13 @@ impl Connections {
     }
 }
 
+fn none_made() -> StoreError {
+    StoreError::new(
+        StoreFailure::Unavailable,
+        "no connection to Postgres within 1 s",
+    )
+}
+
 /// A quarter is for reads alone, so that they go on when writes wait for locks.
 fn share_of_writes(places: usize) -> usize {
     (places - places / 4).min(places.saturating_sub(1)).max(1)
@@ -343,17 +349,30 @@ impl Places {
         number.limit = limit;
     }
 
-    async fn take(&self, until: Instant) -> Option<OwnedSemaphorePermit> {
-        let taken = timeout_at(until, self.free.clone().acquire_owned()).await;
-        // It is never closed.
-        taken.ok()?.ok()
+    async fn take(places: &Arc<Self>, until: Instant) -> Option<Place> {
+        let taken = timeout_at(until, places.free.clone().acquire_owned()).await;
+        Some(Place {
+            places: places.clone(),
+            // It is never closed.
+            permit: Some(taken.ok()?.ok()?),
+        })
     }
+}
 
-    fn give_back(&self, place: OwnedSemaphorePermit) {
-        let mut number = self.number();
+/// A place that is taken.
+struct Place {
+    places: Arc<Places>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut number = self.places.number();
         if number.owed > 0 {
             number.owed -= 1;
-            place.forget();
+            if let Some(permit) = self.permit.take() {
+                permit.forget();
+            }
         }
     }
 }
@@ -434,28 +453,31 @@ mod tests {
 
     #[tokio::test]
     async fn places_become_fewer_and_more_while_they_are_taken() {
-        let places = Places::new(3);
+        let places = Arc::new(Places::new(3));
         let mut taken = Vec::new();
         for _ in 0..3 {
-            taken.push(places.take(soon()).await.unwrap());
+            taken.push(Places::take(&places, soon()).await.unwrap());
         }
         places.set_limit(1);
         assert!(places.owe());
         for _ in 0..2 {
-            places.give_back(taken.pop().unwrap());
-            assert!(places.take(soon()).await.is_none(), "one is taken still");
+            drop(taken.pop().unwrap());
+            assert!(
+                Places::take(&places, soon()).await.is_none(),
+                "one is taken still"
+            );
         }
         assert!(!places.owe());
         places.set_limit(2);
-        let second = places.take(soon()).await.unwrap();
-        assert!(places.take(soon()).await.is_none());
-        places.give_back(second);
-        places.give_back(taken.pop().unwrap());
+        let second = Places::take(&places, soon()).await.unwrap();
+        assert!(Places::take(&places, soon()).await.is_none());
+        drop(second);
+        drop(taken.pop().unwrap());
         places.set_limit(3);
         for _ in 0..3 {
-            taken.push(places.take(soon()).await.unwrap());
+            taken.push(Places::take(&places, soon()).await.unwrap());
         }
-        assert!(places.take(soon()).await.is_none());
+        assert!(Places::take(&places, soon()).await.is_none());
     }
 
     #[test]
