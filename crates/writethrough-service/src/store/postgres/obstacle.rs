@@ -10,6 +10,7 @@ use tokio_postgres::error::SqlState;
 use writethrough::postgres::MigrateError;
 
 use super::fitness::Unfit;
+use super::room::{MAKE_ROOM, is_full};
 use crate::causes::chain;
 
 /// Why the database is not ready. Displays as one line.
@@ -75,6 +76,7 @@ impl From<&Error> for Obstacle {
                 Lasts::UnlessNew,
                 "use a host that this machine can find",
             ),
+            _ if is_full(error) => Self::with_remedy(error, Lasts::AWhile, MAKE_ROOM),
             _ => Self::passing(chain(error)),
         }
     }

@@ -12,6 +12,10 @@ use tokio_postgres::error::SqlState;
 
 use super::connections::Connections;
 
+/// What to do about it.
+pub(super) const MAKE_ROOM: &str = "lower --database-pool-size (DATABASE_POOL_SIZE) of the nodes, or raise \
+                                    the limit of the role, the database or the server";
+
 /// Whether a connection was refused only because there are too many.
 pub(super) fn is_full(error: &Error) -> bool {
     let Some(answer) = error.as_db_error() else {
@@ -73,8 +77,7 @@ impl Room {
     pub(super) fn refused(&self, error: &str, places: usize, wanted: usize) {
         let reason = format!(
             "Postgres refuses more connections ({error}): this node goes on with {places} of {wanted}, \
-             for which requests wait; lower --database-pool-size (DATABASE_POOL_SIZE) of the nodes, or \
-             raise the limit of the role, the database or the server"
+             for which requests wait; {MAKE_ROOM}"
         );
         let mut full = self.full();
         if full.is_none() {
