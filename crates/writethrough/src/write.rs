@@ -34,7 +34,9 @@ pub struct Commit<T> {
 }
 
 impl<T> Commit<T> {
-    /// A commit that caches nothing: the keys of the write are left empty.
+    /// A commit that caches nothing: the keys of the write are left empty. An operation that found
+    /// nothing to write reports [`OpError::Rejected`] instead, since one that never asked for its guard
+    /// counts as unguarded.
     #[must_use]
     pub fn new(output: T) -> Self {
         Self {

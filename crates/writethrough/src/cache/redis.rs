@@ -474,7 +474,8 @@ impl Keeper {
     async fn keep(&self) {
         let mut backoff = Duration::from_millis(10);
         let mut told = None;
-        let mut lost: Option<Instant> = None;
+        // When a lost connection was told of last, and whether the last one was not.
+        let (mut told_at, mut quiet): (Option<Instant>, bool) = (None, false);
         let in_trouble = |problem| {
             let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
             *trouble = problem;
@@ -483,21 +484,23 @@ impl Keeper {
             let attempt = timeout(self.settings.connect_timeout, self.connect()).await;
             let problem = match attempt {
                 Ok(Ok(session)) => {
-                    // A connection that is lost again and again is told of now and then.
-                    let often = lost.is_some_and(|lost| lost.elapsed() < TELL_AGAIN);
-                    if !often || told.is_none() {
+                    if quiet {
+                        tracing::debug!(server = %session.server, "Redis is connected and verified");
+                    } else {
                         tracing::info!(server = %session.server, "Redis is connected and verified");
                     }
                     backoff = Duration::from_millis(10);
                     in_trouble(None);
                     let problem = self.watch(&session).await;
                     in_trouble(Some(problem.clone()));
-                    if often && told.as_ref() == Some(&problem) {
+                    let lately = told_at.is_some_and(|at| at.elapsed() < TELL_AGAIN);
+                    quiet = lately && told.as_ref() == Some(&problem);
+                    if quiet {
                         tracing::debug!("Redis connection lost: {problem}");
                     } else {
-                        lost = Some(Instant::now());
-                        told = Some(problem.clone());
                         tracing::warn!("Redis connection lost: {problem}");
+                        told_at = Some(Instant::now());
+                        told = Some(problem);
                     }
                     continue;
                 }
@@ -508,6 +511,7 @@ impl Keeper {
             if told.as_ref() != Some(&problem) {
                 tracing::warn!("Redis cannot be used, going on without it: {problem}");
                 told = Some(problem);
+                quiet = false;
             }
             tokio::time::sleep(backoff.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
