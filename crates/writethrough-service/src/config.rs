@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
 use writethrough::Consistency;
 
 use crate::access::{AdminAccess, AdminToken, AllowedHosts};
@@ -440,8 +441,14 @@ impl Config {
             given(&args.traces_sampler, setting::SAMPLER)?,
             &args.traces_sampler_arg,
         )?;
-        let traces =
+        let mut traces =
             TraceSettings::from_variables(given(&args.otlp_endpoint, setting::OTLP)?, &variable)?;
+        if sampling.unused_argument {
+            traces.notes.push(format!(
+                "{} is set and has no effect: only `traceidratio` takes a ratio",
+                setting::SAMPLER_ARG
+            ));
+        }
         let service_name = match given(&args.service_name, setting::SERVICE_NAME)? {
             None => traces.service_name(),
             name => name,
@@ -505,7 +512,7 @@ impl Config {
             log_level: log_level.map_or(Ok(default.log_level), parse_log_level)?,
             service_name: service_name.map_or(Ok(default.service_name), parse_service_name)?,
             traces,
-            sampling,
+            sampling: sampling.decision,
         })
     }
 }
@@ -745,16 +752,35 @@ fn parse_log_format(text: &str) -> Result<LogFormat, ConfigError> {
     }
 }
 
+/// A filter of the log. A word that is no level would be taken for the name of a part of the program,
+/// and silence all others; what is said of some parts leaves `info` for the rest.
 fn parse_log_level(text: String) -> Result<String, ConfigError> {
-    match tracing_subscriber::EnvFilter::try_new(&text) {
-        Ok(_) => Ok(text),
-        Err(_) => Err(ConfigError::new(
+    let is_level = |part: &str| part.parse::<LevelFilter>().is_ok();
+    let mut parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    // Names of spans and fields may hold anything.
+    let (plain, whole) = (!text.contains('['), parts.clone().any(is_level));
+    let of_a_part = |part: &str| {
+        let (name, level) = part.split_once('=').unwrap_or_default();
+        !name.trim().is_empty() && !level.trim().is_empty()
+    };
+    let unknown = plain && parts.any(|part| !is_level(part) && !of_a_part(part));
+    let filter = if plain && !whole {
+        format!("info,{text}")
+    } else {
+        text.clone()
+    };
+    if unknown || tracing_subscriber::EnvFilter::try_new(&filter).is_err() {
+        return Err(ConfigError::new(
             setting::LOG_LEVEL,
             &text,
-            "use `error`, `warn`, `info`, `debug`, `trace` or a filter such as \
+            "use `error`, `warn`, `info`, `debug`, `trace`, `off` or a filter such as \
              `info,writethrough=debug`",
-        )),
+        ));
     }
+    Ok(filter)
 }
 
 fn parse_service_name(text: String) -> Result<String, ConfigError> {
@@ -769,22 +795,32 @@ fn parse_service_name(text: String) -> Result<String, ConfigError> {
     }
 }
 
-fn sampling(name: Option<String>, ratio: &Option<String>) -> Result<Sampling, ConfigError> {
+/// Which requests are traced, as the settings say it.
+struct SamplingSettings {
+    decision: Sampling,
+    /// The sampler takes no argument, and one is given.
+    unused_argument: bool,
+}
+
+fn sampling(name: Option<String>, ratio: &Option<String>) -> Result<SamplingSettings, ConfigError> {
     let name = name.unwrap_or_else(|| "parentbased_always_on".to_owned());
     let (parent_based, root) = match name.strip_prefix("parentbased_") {
         Some(root) => (true, root),
         None => (false, name.as_str()),
     };
-    let ratio = match root {
-        "always_on" => 1.0,
-        "always_off" => 0.0,
-        "traceidratio" => parsed(
-            ratio,
-            setting::SAMPLER_ARG,
-            1.0,
-            |r| (0.0..=1.0).contains(r),
-            || "use a number from 0 to 1, such as 0.1".into(),
-        )?,
+    // Whether the sampler takes it or not: a wrong one is a mistake.
+    let argument = parsed(
+        ratio,
+        setting::SAMPLER_ARG,
+        1.0,
+        |r| (0.0..=1.0).contains(r),
+        || "use a number from 0 to 1, such as 0.1".into(),
+    )?;
+    let ratio_given = given(ratio, setting::SAMPLER_ARG)?.is_some();
+    let (ratio, unused_argument) = match root {
+        "always_on" => (1.0, ratio_given),
+        "always_off" => (0.0, ratio_given),
+        "traceidratio" => (argument, false),
         _ => {
             return Err(ConfigError::new(
                 setting::SAMPLER,
@@ -794,9 +830,12 @@ fn sampling(name: Option<String>, ratio: &Option<String>) -> Result<Sampling, Co
             ));
         }
     };
-    Ok(Sampling {
-        ratio,
-        parent_based,
+    Ok(SamplingSettings {
+        decision: Sampling {
+            ratio,
+            parent_based,
+        },
+        unused_argument,
     })
 }
 
@@ -991,6 +1030,78 @@ mod tests {
                 assert!(error.to_string().contains("use one line"), "{error}");
                 assert_eq!(error.to_string().lines().count(), 1);
             }
+        }
+    }
+
+    /// `EnvFilter` takes a word that is no level for a target, and then lets nothing else pass.
+    #[test]
+    fn a_log_level_is_a_level_or_a_filter_that_leaves_the_rest_its_log() {
+        let filter = |text: &str| {
+            let config = config(|args| args.log_level = Some(text.to_owned()));
+            config.map(|config| config.log_level)
+        };
+        for (text, expected) in [
+            ("debug", "debug"),
+            ("WARN", "WARN"),
+            ("off", "off"),
+            ("info,writethrough=debug", "info,writethrough=debug"),
+            ("writethrough=debug, error", "writethrough=debug, error"),
+            ("writethrough=debug", "info,writethrough=debug"),
+            ("verbose=debug", "info,verbose=debug"),
+        ] {
+            assert_eq!(filter(text).as_deref(), Ok(expected), "{text}");
+        }
+        for text in [
+            "verbose",
+            "notice",
+            "infos",
+            "info,verbose",
+            "hyper",
+            "6",
+            "info debug",
+            "info=",
+            "info;debug",
+            "writethrough=loud",
+            "=",
+            "info,writethrough:debug",
+        ] {
+            let error = filter(text).unwrap_err().to_string();
+            assert!(
+                error.starts_with("--log-level (LOG_LEVEL, RUST_LOG) is "),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_ratio_that_no_sampler_takes_is_told_and_a_wrong_one_refused() {
+        let with = |sampler: &str, ratio: &str| {
+            config(|args| {
+                args.traces_sampler = Some(sampler.to_owned());
+                args.traces_sampler_arg = Some(ratio.to_owned());
+            })
+        };
+        for sampler in [
+            "",
+            "always_on",
+            "always_off",
+            "traceidratio",
+            "parentbased_traceidratio",
+        ] {
+            for ratio in ["junk", "1.5", "-1", "NaN", "inf", "0,1"] {
+                let error = with(sampler, ratio).unwrap_err().to_string();
+                assert!(error.starts_with("--traces-sampler-arg"), "{error}");
+            }
+            let notes = with(sampler, "0.5").unwrap().traces.notes;
+            let told = notes
+                .iter()
+                .any(|note| note.contains("OTEL_TRACES_SAMPLER_ARG"));
+            assert_eq!(
+                told,
+                !sampler.ends_with("traceidratio"),
+                "{sampler}: {notes:?}"
+            );
+            assert!(with(sampler, "").unwrap().traces.notes.is_empty());
         }
     }
 

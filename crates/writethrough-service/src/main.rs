@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use std::any::TypeId;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use writethrough_check::CheckArgs;
 use writethrough_service::causes::chain;
 use writethrough_service::config::{self, Config, ServeArgs};
@@ -65,7 +67,13 @@ struct HealthArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| without_secrets(error).exit());
+    let cli = lenient(Cli::command())
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(error) => return refused(error),
+    };
     let outcome = match cli.command {
         Some(Command::Serve(args)) => serve(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Check(args)) => return check(*args),
@@ -86,6 +94,59 @@ fn main() -> ExitCode {
 /// A variable of the environment. What is not UTF-8 in it stays visible as such.
 fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Lets every text reach the one place that looks at it, and names the setting when it is wrong: one
+/// that begins with `-` and a digit, and one that is not UTF-8, which stays visible as such.
+fn lenient(command: clap::Command) -> clap::Command {
+    let visible = || OsStringValueParser::new().map(|text| text.to_string_lossy().into_owned());
+    command
+        .mut_args(|arg| {
+            if !arg.get_action().takes_values() {
+                return arg;
+            }
+            let is_text = arg.get_value_parser().type_id() == TypeId::of::<String>()
+                && arg.get_possible_values().is_empty();
+            let arg = arg.allow_negative_numbers(true);
+            if is_text {
+                arg.value_parser(visible())
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(lenient)
+}
+
+/// Says in one line what is wrong with the command line, or prints the help that was asked for.
+fn refused(error: clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(2);
+    }
+    let said = without_secrets(error).to_string();
+    let parts = said
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    let mut line = String::new();
+    for part in parts {
+        line += match line.chars().last() {
+            None => "",
+            Some(':') => " ",
+            Some(_) => "; ",
+        };
+        line += part;
+    }
+    let _ = writeln!(
+        std::io::stderr(),
+        "{line}; `writethrough --help` lists what there is"
+    );
+    ExitCode::from(2)
 }
 
 /// The complaint about the command line without the texts that may be secrets: a URL that stands

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,47 @@ fn a_wrong_setting_stops_the_start_with_one_line() {
             &[("PORT", "tcp://10.0.0.1:80")],
             &["PORT is a URL", "use a number"],
         ),
+        (&["--ttl", "-1"], &[], &["--ttl", "\"-1\"", "from 1 to"]),
+        (
+            &["--drain=-0.5"],
+            &[],
+            &["--drain", "\"-0.5\"", "from 0 to"],
+        ),
+        (
+            &["--log-level", "verbose"],
+            &[],
+            &["--log-level (LOG_LEVEL, RUST_LOG)", "\"verbose\"", "`info`"],
+        ),
+        (
+            &[],
+            &[("RUST_LOG", "all")],
+            &["RUST_LOG", "\"all\"", "`info`"],
+        ),
+        (
+            &[],
+            &[("OTEL_TRACES_SAMPLER_ARG", "junk")],
+            &["OTEL_TRACES_SAMPLER_ARG", "\"junk\"", "from 0 to 1"],
+        ),
+        (
+            &[],
+            &[("POSTGRES_URL", "postgres://u:@hunter2@h/db")],
+            &["POSTGRES_URL", "26 characters", "write @ as %40"],
+        ),
+        (
+            &["postgres://u:hunter2@h/d"],
+            &[],
+            &["a URL with scheme `postgres`", "--help"],
+        ),
+        (&["serve", "redis://h"], &[], &["a URL with scheme `redis`"]),
+        (&["--ttl"], &[], &["--ttl", "a value is required"]),
+        (&["check"], &[], &["required", "--target"]),
+        (
+            &["check", "--keys", "-1", "--target", "x"],
+            &[],
+            &["--keys"],
+        ),
+        (&["lab", "--nodes", "many"], &[], &["--nodes", "many"]),
+        (&["sevre"], &[], &["'sevre'", "'serve'"]),
         (
             &[],
             &[("REDIS_URL_FILE", "/nonexistent")],
@@ -159,6 +201,48 @@ fn a_wrong_setting_stops_the_start_with_one_line() {
             assert!(said.contains(part), "no {part} in {said}");
         }
     }
+}
+
+/// A text that is not UTF-8 counted as not set once, and the service started with another database.
+#[test]
+fn a_setting_that_is_not_utf_8_stops_the_start_by_its_name() {
+    let help = String::from_utf8(run(&["--help"], &[]).stdout).unwrap();
+    // In one line, whatever the width of the help.
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut variables: Vec<&str> = help
+        .split("[env: ")
+        .skip(1)
+        .map(|rest| rest.split(['=', ']']).next().unwrap())
+        .collect();
+    assert!(variables.len() > 15, "{variables:?}");
+    variables.extend([
+        "DATABASE_URL",
+        "RUST_LOG",
+        "POSTGRES_URL_FILE",
+        "REDIS_URL_FILE",
+    ]);
+    let junk = std::ffi::OsStr::from_bytes(b"postgres://u:hunt\xffer2@h/d");
+    for variable in variables {
+        let mut program = program();
+        if variable != "LISTEN_ADDR" {
+            program.env("LISTEN_ADDR", "127.0.0.1:0");
+        }
+        let output = program.env(variable, junk).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{variable}: {said}");
+        assert!(
+            said.contains(variable) && said.contains("use UTF-8"),
+            "{variable}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!said.contains("hunt"), "{said}");
+    }
+    let flag = program().arg("--database").arg(junk).output().unwrap();
+    let said = String::from_utf8(flag.stderr).unwrap();
+    assert!(
+        said.starts_with("error: --database") && said.contains("use UTF-8"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -271,7 +271,13 @@ fn understand(url: &str) -> Result<(Config, OwnOptions), String> {
                           `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, and percent-encode any \
                           other character in them";
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
-    // As tokio-postgres does it: a password ends with the first `@`.
+    // Of several, some parsers take the first one for the end of the password, and some the last one.
+    if rest.matches('@').count() > 1 {
+        return Err(
+            "use one `@`, the one before the host, and write @ as %40 in user, password and options"
+                .to_owned(),
+        );
+    }
     let (credentials, rest) = match rest.split_once('@') {
         Some((credentials, rest)) => (Some(credentials), rest),
         None => (None, rest),
@@ -290,7 +296,7 @@ fn understand(url: &str) -> Result<(Config, OwnOptions), String> {
     for (position, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let refuse = |remedy: &str| {
-            let name = option_name(position, name, after_password || rest.contains('@'));
+            let name = option_name(position, name, after_password);
             Err(remedy.replace("OPTION", &name))
         };
         if let Some(bound) = OWN_BOUNDS.iter().find(|bound| **bound == name) {
@@ -470,7 +476,17 @@ mod tests {
                 "postgres://u@h/d?target_session_attrs=any",
                 "use `read-write`",
             ),
-            ("postgres://u:s3@cret@h/d", "percent-encode"),
+            ("postgres://u:s3@cret@h/d", "write @ as %40"),
+            ("postgres://u:@s3cret@h/d", "write @ as %40"),
+            ("postgres://u:p@s3cret@/d", "write @ as %40"),
+            ("postgres://u@s3:cret@h/d", "write @ as %40"),
+            ("postgres://u:p@h/d@s3cret", "write @ as %40"),
+            (
+                "postgres://u:p@h/d?application_name=s3@cret",
+                "write @ as %40",
+            ),
+            ("postgres://h/d?password=s3@cret", "percent-encode"),
+            ("postgres://h/d?application_name=s3@cret", "percent-encode"),
             ("postgres://u:x@h/d%0D", "percent-encode"),
             ("postgres://u:x@h/d?password=a&s3cret=b", "option number 2"),
         ] {
