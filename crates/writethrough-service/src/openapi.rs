@@ -65,6 +65,9 @@ const HEADERS: [(&str, &str, &str); 7] = [
         "What is asked for (RFC 6750): `Bearer`, with `error=\"invalid_token\"` when it was wrong",
     ),
 ];
+/// What the headers of requests hold: `*`, or entity tags (RFC 9110, 8.8.3).
+const ENTITY_TAGS: &str =
+    r#"^(\*|(W/)?"[\x21\x23-\x7e\x80-\xff]*"(, *(W/)?"[\x21\x23-\x7e\x80-\xff]*")*)?$"#;
 const RETRY_AFTER: &str = "Retry-After";
 const TRACE_ID: &str = "x-trace-id";
 const WWW_AUTHENTICATE: &str = "WWW-Authenticate";
@@ -126,6 +129,9 @@ pub fn version_3_1(description: &utoipa::openapi::OpenApi) -> serde_json::Result
         // A header or a parameter is absent, never null.
         for parameter in parameters(operation) {
             parameter["schema"]["type"] = not_null(&parameter["schema"]["type"]);
+            if parameter["in"] == "header" {
+                parameter["schema"]["pattern"] = json!(ENTITY_TAGS);
+            }
         }
     }
     // A field that is not known is refused in a request; answers are left open.

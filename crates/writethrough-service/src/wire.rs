@@ -43,10 +43,15 @@ fn price() -> Object {
 #[allow(dead_code)]
 pub(crate) struct ItemFieldsBody {
     /// 1 to 255 characters, no control characters.
-    #[schema(min_length = 1, max_length = 255, examples("Lamp"))]
+    #[schema(
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*$",
+        examples("Lamp")
+    )]
     name: String,
-    /// Free text.
-    #[schema(examples("Bright, and bends."))]
+    /// Free text, without the NUL character.
+    #[schema(pattern = r"^[^\x00]*$", examples("Bright, and bends."))]
     description: Option<String>,
     #[schema(schema_with = price)]
     price: f64,
@@ -59,10 +64,15 @@ pub(crate) struct ItemFieldsBody {
 #[allow(dead_code)]
 pub(crate) struct ItemReplacementBody {
     /// 1 to 255 characters, no control characters.
-    #[schema(min_length = 1, max_length = 255, examples("Lamp"))]
+    #[schema(
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*$",
+        examples("Lamp")
+    )]
     name: String,
-    /// Free text; removed if left out.
-    #[schema(examples("Bright, and bends."))]
+    /// Free text, without the NUL character; removed if left out.
+    #[schema(pattern = r"^[^\x00]*$", examples("Bright, and bends."))]
     description: Option<String>,
     #[schema(schema_with = price)]
     price: f64,

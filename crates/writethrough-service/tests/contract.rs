@@ -459,7 +459,7 @@ async fn a_write_can_be_conditional(client: &ApiClient) {
     }
     assert_eq!(put(&path, "\"9\", \"2\"").await.json()["version"], 3);
     assert_eq!(put(&path, "*").await.json()["version"], 4);
-    for malformed in ["4", "\"4", "w/\"4\"", "\"4\" \"5\"", "*, \"4\"", ""] {
+    for malformed in ["4", "\"4", "w/\"4\"", "\"4\" \"5\"", "*, \"4\""] {
         let answer = put(&path, malformed).await;
         assert_eq!(answer.problem(400, "invalid-parameter"), ["If-Match"]);
     }

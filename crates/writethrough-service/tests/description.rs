@@ -93,6 +93,119 @@ async fn every_price_that_the_service_takes_is_one_by_the_published_schema() {
     }
 }
 
+/// Texts that a description without patterns let pass and the service refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_fit_the_published_patterns_when_the_service_takes_them() {
+    let service = Service::start(config(Database::Temporary, CacheBackend::InProcess))
+        .await
+        .cached()
+        .await;
+    let cursor = |start: &str| start.to_owned() + &"0123456789abcdef".repeat(4)[..48 - start.len()];
+    let cursors = [
+        "0",
+        "02ff",
+        "037f",
+        "0383ffffffffffff",
+        "ff24",
+        "ff7f",
+        "ffff",
+        "04",
+        "0390",
+        "1",
+        "7fff",
+        "8000",
+        "fe",
+        "ff22",
+        "00000000F",
+        "-",
+        "g",
+    ];
+    let mut cursors: Vec<_> = cursors.map(cursor).to_vec();
+    let list = service.get("/items?limit=1").await.json();
+    cursors.push(list["next_cursor"].as_str().unwrap().to_owned());
+    cursors.extend([
+        String::new(),
+        cursor("0")[1..].to_owned(),
+        cursor("0") + "0",
+    ]);
+    let names = [
+        "a", "", " ", "\t", "a\n", "\n", "a\0b", "\u{1f}", "\u{7e}", "\u{7f}", "\u{80}", "\u{9f}",
+        "\u{a0}", "\u{2028}", "\u{feff}", "😀", "a\u{301}",
+    ];
+    let free_texts = ["", "a\n", "\0", "a\0b", "\u{1}", "\u{7f}", "😀"];
+    let tags = [
+        "*",
+        "\"3\"",
+        "W/\"3\"",
+        "\"\"",
+        "\"a,b\", W/\"c\"",
+        "\"3\",\"4\"",
+        "\"~\"",
+        "\"\u{ff}\"",
+        "",
+        "3",
+        "\"3",
+        "3\"",
+        "w/\"3\"",
+        "\"3\" \"4\"",
+        "*, \"3\"",
+        "\"a b\"",
+        "**",
+        "'3'",
+        "W/",
+    ];
+    for document in descriptions().await {
+        let list = &document["paths"]["/items"]["get"]["parameters"];
+        let list = list.as_array().unwrap();
+        let parameter = |name: &str| {
+            let index = list.iter().position(|parameter| parameter["name"] == name);
+            format!("#/paths/~1items/get/parameters/{}/schema", index.unwrap())
+        };
+        let mut validator = Validator::new(&document);
+        let places = [parameter("cursor"), parameter("If-None-Match")];
+        let [cursor, tag] = places.map(|place| validator.schema(&place));
+        let item = validator.schema("#/components/schemas/ItemFields");
+        let replacement = validator.schema("#/components/schemas/ItemReplacement");
+        for text in &cursors {
+            let taken = service.get(&format!("/items?cursor={text}")).await.status == 200;
+            let fits = validator.validate(&json!(text), cursor).is_ok();
+            assert_eq!(taken, fits, "{text}");
+        }
+        let named = names.map(|name| json!({"name": name, "price": 1}));
+        let described = descriptions_of(&free_texts);
+        for body in named.into_iter().chain(described) {
+            let taken = service.post("/items", &body.to_string()).await.status == 201;
+            for schema in [item, replacement] {
+                assert_eq!(taken, validator.validate(&body, schema).is_ok(), "{body}");
+            }
+        }
+        for text in tags {
+            // One byte each, as they are in a header.
+            let bytes: Vec<u8> = text
+                .chars()
+                .map(|letter| u8::try_from(letter).unwrap())
+                .collect();
+            let value = reqwest::header::HeaderValue::from_bytes(&bytes).unwrap();
+            let answer = reqwest::Client::new()
+                .get(service.url("/items"))
+                .header("if-none-match", value)
+                .send();
+            let taken = answer.await.unwrap().status() != 400;
+            assert_eq!(
+                taken,
+                validator.validate(&json!(text), tag).is_ok(),
+                "{text}"
+            );
+        }
+    }
+    service.running.shutdown().await;
+}
+
+fn descriptions_of(texts: &[&str]) -> Vec<Value> {
+    let item = |text: &&str| json!({"name": "a", "price": 1, "description": text});
+    texts.iter().map(item).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_common_form_keeps_to_openapi_3_0() {
     let [document, newest] = descriptions().await;
@@ -114,6 +227,7 @@ async fn the_common_form_keeps_to_openapi_3_0() {
         "maximum",
         "minLength",
         "maxLength",
+        "pattern",
         "default",
         "nullable",
         "example",
@@ -204,7 +318,7 @@ async fn operations_have_the_names_that_clients_call_and_say_what_they_need() {
                 .map(|parameter| parameter["name"].as_str().unwrap())
                 .collect();
             let expected: &[&str] = match place.as_str() {
-                "get /items" | "get /items/{id}" => &["If-None-Match", "If-Match"],
+                "get /items" | "get /items/{id}" => &["If-None-Match"],
                 "put /items/{id}" | "delete /items/{id}" => &["If-Match", "If-None-Match"],
                 _ => &[],
             };

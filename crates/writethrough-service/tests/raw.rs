@@ -243,15 +243,7 @@ fn hosts_and_fields(cases: &mut Cases) {
     cases.heads(431, &[&format!("host: h\r\n{many}y: 1")]);
     cases.heads(431, &[&format!("host: h\r\nx: {}", "a".repeat(500_000))]);
     cases.heads(431, &[&format!("host: h\r\n{}: x", "a".repeat(500_000))]);
-    for tag in [
-        "3",
-        "\"3",
-        "\"3\" \"4\"",
-        "w/\"3\"",
-        "*, \"3\"",
-        "\u{e9}",
-        "",
-    ] {
+    for tag in ["3", "\"3", "\"3\" \"4\"", "w/\"3\"", "*, \"3\"", "\u{e9}"] {
         for name in ["if-match", "if-none-match"] {
             let head = format!("GET /items HTTP/1.1\r\nhost: h\r\n{name}: {tag}\r\n\r\n");
             cases.add(400, head);

@@ -40,7 +40,11 @@ pub(super) struct ListParameters {
     /// How many items at most.
     #[param(minimum = 1, maximum = 100, default = 10)]
     limit: Option<u8>,
-    /// Where to start: `next_cursor` of the part before.
+    /// Where to start: `next_cursor` of the part before, or nothing for the newest items.
+    // A time that can be shown, in microseconds as a signed number, and an id.
+    #[param(
+        pattern = r"^(|(0([0-2][0-9a-f]{2}|3[0-7][0-9a-f]|38[0-3])|ff(2[4-9a-f]|[3-9a-f][0-9a-f]))[0-9a-f]{44})$"
+    )]
     cursor: Option<String>,
 }
 
@@ -55,9 +59,7 @@ pub(super) struct ListParameters {
     params(
         ListParameters,
         ("If-None-Match" = Option<String>, Header,
-         description = "The ETag of the part that the client has; 304 if it is still the same"),
-        ("If-Match" = Option<String>, Header,
-         description = "The ETag of the part that is wanted; 412 if it has changed")
+         description = "The ETag of the part that the client has; 304 if it is still the same")
     ),
     responses(
         (status = 200, description = "A part of the list", body = PageBody, headers(
@@ -132,9 +134,7 @@ pub(super) async fn create(
     params(
         ("id" = String, Path, format = Uuid, description = "The item's id"),
         ("If-None-Match" = Option<String>, Header,
-         description = "The ETag of the version that the client has; 304 if it is still the same"),
-        ("If-Match" = Option<String>, Header,
-         description = "The ETag of the version that is wanted; 412 if the item has another one")
+         description = "The ETag of the version that the client has; 304 if it is still the same")
     ),
     responses(
         (status = 200, description = "The item", body = ItemBody, headers(
