@@ -15,7 +15,11 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    message.replace(['\n', '\r'], " ")
+    let message = message.replace(['\n', '\r'], " ");
+    match crate::tls::remedy(&message) {
+        Some(remedy) => format!("{message}; {remedy}"),
+        None => message,
+    }
 }
 
 #[cfg(test)]

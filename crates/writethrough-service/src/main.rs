@@ -225,7 +225,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let telemetry = Telemetry::start(&config)?;
+        let mut telemetry = Telemetry::start(&config)?;
         // Before it listens: whoever sees it listen may also tell it to stop.
         let mut signals = Signals::listen()?;
         let mut running = Server::start(config).await?;

@@ -22,6 +22,7 @@ use crate::exposition::{self, Format};
 use crate::items::{Items, WriteTiming};
 use crate::store::Operation;
 use crate::telemetry::export::SPANS;
+use crate::telemetry::log::lost_lines;
 
 /// Bounds of the duration histograms, in seconds: a hit takes tens of microseconds, a write in an
 /// outage seconds. Few, because each is a time series for each combination of labels; the bounds of
@@ -431,6 +432,13 @@ impl Collector for LiveCollector {
             "reason",
             &SPANS.dropped(),
         )?;
+        let lost = encoder.encode_descriptor(
+            "log_lost_lines",
+            "Lines of the log that were lost, because standard error was not read",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(lost_lines() as u64).encode(lost)?;
         let Some(items) = self.live.get().and_then(Weak::upgrade) else {
             return Ok(());
         };

@@ -25,7 +25,7 @@ pub fn client_config(file: Option<&str>, setting: &str) -> Result<ClientConfig, 
             for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
                 roots
                     .add(certificate.map_err(unreadable)?)
-                    .map_err(|error| error.to_string())?;
+                    .map_err(|error| format!("use other certificates for `{setting}`: {error}"))?;
             }
         }
         None => {
@@ -102,4 +102,27 @@ impl ServerCertVerifier for Anyone {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// What to do about a certificate that was refused, if the error, whose text this is, does not say so
+/// itself.
+pub(crate) fn remedy(error: &str) -> Option<&'static str> {
+    const AUTHORITY: &str = "name a file with the certificate of the authority that signed the server's: `sslrootcert=` in \
+         the URL of Postgres, OTEL_EXPORTER_OTLP_CERTIFICATE for traces, SSL_CERT_FILE for all";
+    const REMEDIES: [(&str, &str); 4] = [
+        (
+            "CaUsedAsEndEntity",
+            "the server shows the certificate of an authority as its own: give it one that is made for a \
+             server (`basicConstraints=CA:FALSE`), signed by itself or by that authority",
+        ),
+        (
+            "UnsupportedCertVersion",
+            "give the server a certificate of X.509 version 3 with its name in `subjectAltName`",
+        ),
+        ("UnknownIssuer", AUTHORITY),
+        // Another authority of the same name.
+        ("BadSignature", AUTHORITY),
+    ];
+    let found = REMEDIES.iter().find(|(sign, _)| error.contains(sign));
+    found.map(|(_, remedy)| *remedy)
 }

@@ -441,6 +441,104 @@ async fn sigterm_ends_it_in_bounded_time_with_success() {
     assert!(node.log().unwrap().contains("stopped"));
 }
 
+fn send_signal(name: &str, process: u32) {
+    let sent = Command::new("kill")
+        .args([name, &process.to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// A terminal that goes away ended it at once, with requests under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_drains_like_sigterm_and_stays_ignored_under_nohup() {
+    let testbed = Testbed::new().await.unwrap();
+    let (node, _) = start(&testbed, &[], &[]).await;
+    send_signal("-HUP", node.pid().unwrap());
+    let status = node.wait(PATIENCE).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", node.log().unwrap());
+    let log = node.log().unwrap();
+    assert!(
+        log.contains("SIGHUP: draining") && log.contains("stopped"),
+        "{log}"
+    );
+
+    let address = format!("127.0.0.1:{}", free_port());
+    let spec = ChildSpec::new("api", "/bin/sh")
+        .args(["-c", "trap '' HUP; exec \"$0\"", PROGRAM])
+        .folder(tempfile::tempdir_in(testbed.folder()).unwrap().keep())
+        .env("LISTEN_ADDR", &address);
+    let node = testbed.child(spec).await.unwrap();
+    node.wait_for_log("listening on", PATIENCE).await.unwrap();
+    send_signal("-HUP", node.pid().unwrap());
+    let client = ApiClient::new(format!("http://{address}"));
+    assert_eq!(client.get("/livez").await.status, 200);
+    assert_eq!(node.terminate(PATIENCE).await.unwrap().code(), Some(0));
+    assert!(!node.log().unwrap().contains("SIGHUP"));
+}
+
+/// A process that nobody can forget.
+struct Spawned(std::process::Child);
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A log that was written by whoever had something to say: with a full pipe behind standard error the
+/// start stood still, and so did each request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_error_that_nobody_reads_holds_nothing_up() {
+    for reads_later in [false, true] {
+        let (pipe, mut reader) = tokio::net::unix::pipe::pipe().unwrap();
+        pipe.writable().await.unwrap();
+        while pipe.try_write(b".").is_ok() {}
+        let address = format!("127.0.0.1:{}", free_port());
+        let child = program()
+            .args(["--database", "sqlite::memory:", "--log-level", "debug"])
+            .env("LISTEN_ADDR", &address)
+            .stderr(pipe.into_blocking_fd().unwrap())
+            .spawn();
+        let mut child = Spawned(child.unwrap());
+        let client = ApiClient::new(format!("http://{address}"));
+        support::until("it serves and loses lines", async || {
+            // Each leaves a line about its connection.
+            for _ in 0..1000 {
+                let mut stream = TcpStream::connect(&address).await.ok()?;
+                stream.write_all(b"\0\r\n\r\n").await.ok()?;
+                stream.read_to_end(&mut Vec::new()).await.ok()?;
+            }
+            let metrics = client.get("/metrics").await.text();
+            let lost = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("log_lost_lines_total "))?;
+            (lost != "0").then_some(())
+        })
+        .await;
+        if reads_later {
+            let mut said = Vec::new();
+            let told = async {
+                while !String::from_utf8_lossy(&said).contains("lines of the log were lost") {
+                    // The end stays, in case it is the beginning of that line.
+                    said.drain(..said.len().saturating_sub(200));
+                    let mut bytes = [0; 1 << 16];
+                    let length = reader.read(&mut bytes).await.unwrap();
+                    said.extend_from_slice(&bytes[..length]);
+                }
+            };
+            tokio::time::timeout(PATIENCE, told).await.unwrap();
+        }
+        send_signal("-TERM", child.0.id());
+        let ended = support::until("it ends", || {
+            let ended = child.0.try_wait().unwrap();
+            async move { ended }
+        })
+        .await;
+        assert_eq!(ended.code(), Some(0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn harmless_forms_of_urls_lead_to_the_servers_and_the_log_shows_their_parts() {
     let testbed = Testbed::new().await.unwrap();

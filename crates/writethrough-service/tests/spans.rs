@@ -124,7 +124,7 @@ async fn each_operation_has_exactly_the_promised_children() {
         log_level: "warn".to_owned(),
         ..base
     };
-    let telemetry = Telemetry::start(&base).unwrap();
+    let mut telemetry = Telemetry::start(&base).unwrap();
     let mut made = Vec::new();
 
     let strict = Service::start(base.clone()).await.cached().await;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rcgen::generate_simple_self_signed;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, generate_simple_self_signed};
 use reqwest::Client;
 use writethrough_service::store::postgres::{Connector, Obstacle};
 use writethrough_testbed::{Child, ChildSpec, Postgres, Redis, Testbed, free_port, until};
@@ -18,6 +18,15 @@ const SAMPLE: &str = "/items/550e8400-e29b-41d4-a716-446655440001";
 fn certificate() -> (String, String) {
     let made = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+/// The same as `openssl req -x509` makes it: that of an authority.
+fn certificate_of_an_authority() -> (String, String) {
+    let mut parameters = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let certificate = parameters.self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
 }
 
 fn file(folder: &Path, name: &str, text: &str) -> PathBuf {
@@ -71,10 +80,9 @@ struct Ground {
 }
 
 impl Ground {
-    async fn new() -> Self {
+    async fn new((certificate, key): (String, String)) -> Self {
         let testbed = Testbed::new().await.unwrap();
         let (postgres, redis) = tokio::try_join!(testbed.postgres(), testbed.redis()).unwrap();
-        let (certificate, key) = certificate();
         let authority = file(testbed.folder(), "authority.pem", &certificate);
         let key_file = file(testbed.folder(), "redis-key.pem", &key);
         encrypt_postgres(&postgres, &certificate, &key).await;
@@ -107,7 +115,7 @@ impl Ground {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_connections_are_encrypted() {
-    let ground = Ground::new().await;
+    let ground = Ground::new(certificate()).await;
     let (api, base) = ground.serve(&ground.authority).await;
     let client = Client::builder().timeout(PATIENCE).build().unwrap();
     let hit = || async {
@@ -128,22 +136,36 @@ async fn both_connections_are_encrypted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_certificate_is_refused() {
-    let ground = Ground::new().await;
+    let ground = Ground::new(certificate()).await;
     let (other, _) = certificate();
     let other = file(ground.testbed.folder(), "other.pem", &other);
     let (api, base) = ground.serve(&other).await;
-    for server in ["Redis cannot be used", "ostgres"] {
+    told_of_both(&api, &["certificate", "SSL_CERT_FILE"]).await;
+    let answer = Client::new().get(format!("{base}/readyz")).send().await;
+    assert_eq!(answer.unwrap().status(), 503);
+}
+
+/// Whoever makes a certificate for a test names it as the authority too; the error alone says
+/// `CaUsedAsEndEntity`.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_certificate_of_an_authority_is_refused_with_the_remedy() {
+    let ground = Ground::new(certificate_of_an_authority()).await;
+    let (api, _) = ground.serve(&ground.authority).await;
+    told_of_both(&api, &["certificate", "basicConstraints=CA:FALSE"]).await;
+}
+
+/// Waits for one line of the log about each server with all of these words.
+async fn told_of_both(api: &Child, words: &[&str]) {
+    for server in ["Redis cannot be used", "waiting for Postgres"] {
         let refused = || async {
             let log = api.log().ok()?;
-            let mut lines = log.lines();
-            lines.find(|line| line.contains(server) && line.contains("certificate"))?;
+            let mut lines = log.lines().filter(|line| line.contains(server));
+            lines.find(|line| words.iter().all(|word| line.contains(word)))?;
             Some(())
         };
         let told = until("the certificate is refused", PATIENCE, refused).await;
         told.unwrap_or_else(|error| panic!("{server}: {error}\n{}", api.log_tail(30)));
     }
-    let answer = Client::new().get(format!("{base}/readyz")).send().await;
-    assert_eq!(answer.unwrap().status(), 503);
 }
 
 /// Without a word about TLS every connection was in plain text, although the server would have

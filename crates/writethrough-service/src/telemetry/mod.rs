@@ -18,17 +18,17 @@ use opentelemetry_otlp::{Compression, WithExportConfig, WithHttpConfig, WithToni
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, TracerProviderBuilder};
 use tokio::runtime::Handle;
-use tracing::Subscriber;
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
-use crate::config::{Config, LogFormat};
+use crate::config::Config;
 use crate::telemetry::export::{Client, Console, LastFailure, Rejections};
 use crate::telemetry::settings::{Otlp, Protocol, TraceSettings};
 
 pub(crate) mod export;
+pub(crate) mod log;
 pub mod settings;
 
 /// The setting with the certificate authorities of the receiver.
@@ -36,9 +36,10 @@ const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
 /// How long the last export may take at shutdown.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The process's telemetry; ends with [`Telemetry::shutdown`].
+/// The process's telemetry; traces end with [`Telemetry::shutdown`], the log when this is dropped.
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
+    _log: WorkerGuard,
 }
 
 /// Telemetry could not be set up.
@@ -82,11 +83,14 @@ impl Telemetry {
                 }))
         });
         let rejections = provider.as_ref().map(|_| Rejections::default());
+        let (log, guard) = log::layer(config);
         tracing_subscriber::registry()
             .with(traces)
             .with(rejections)
-            .with(log(config))
+            .with(log)
             .try_init()?;
+        log::take_panics();
+        tokio::spawn(log::tell_losses());
         if let Some(otlp) = &config.traces.otlp {
             tracing::info!("traces go to {} over {}", otlp.shown(), otlp.protocol);
         }
@@ -100,12 +104,15 @@ impl Telemetry {
         if let Some(line) = settings::without_effect(variables) {
             tracing::warn!("{line}");
         }
-        Ok(Self { provider })
+        Ok(Self {
+            provider,
+            _log: guard,
+        })
     }
 
     /// Sends what has not been sent yet, for a few seconds at most.
-    pub async fn shutdown(self) {
-        let Some(provider) = self.provider else {
+    pub async fn shutdown(&mut self) {
+        let Some(provider) = self.provider.take() else {
             return;
         };
         let flushed =
@@ -228,32 +235,4 @@ fn resource(config: &Config) -> Resource {
         .with_attributes(given)
         .with_service_name(config.service_name.clone())
         .build()
-}
-
-fn log<S>(config: &Config) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-{
-    let filter = EnvFilter::try_new(&config.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let filter = filter.and(filter_fn(|metadata| {
-        metadata.is_event() && !export::of_the_library(metadata.target())
-    }));
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Human => {
-            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            layer
-                .with_ansi(ansi)
-                .with_target(false)
-                .with_filter(filter)
-                .boxed()
-        }
-        LogFormat::Json => layer
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_filter(filter)
-            .boxed(),
-    }
 }

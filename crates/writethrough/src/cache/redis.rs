@@ -938,8 +938,27 @@ fn one_line(error: &RedisError) -> String {
     for tail in [", with args beginning with", " script: "] {
         line = line.split(tail).next().unwrap_or_default();
     }
-    line.chars().take(200).collect()
+    let mut line: String = line.chars().take(200).collect();
+    if let Some((_, remedy)) = REMEDIES.iter().find(|(sign, _)| text.contains(sign)) {
+        line = format!("{line}; {remedy}");
+    }
+    line
 }
+
+const AUTHORITY: &str =
+    "name a file with the certificate of the authority that signed the server's: SSL_CERT_FILE";
+
+/// What to do about a certificate that was refused, by what the error says of it.
+const REMEDIES: [(&str, &str); 3] = [
+    (
+        "CaUsedAsEndEntity",
+        "the server shows the certificate of an authority as its own: give it one that is made for a \
+         server (`basicConstraints=CA:FALSE`), signed by itself or by that authority",
+    ),
+    ("UnknownIssuer", AUTHORITY),
+    // Another authority of the same name.
+    ("BadSignature", AUTHORITY),
+];
 
 /// What a server says that does not let this connection send a command, now or later, and the remedy;
 /// none for any other error. `prefix` is what the command's keys begin with.
