@@ -1,9 +1,12 @@
-//! What is left of a request's body once the answer is decided, and what becomes of it (RFC 9112,
-//! section 9.6).
+//! The two ends of an exchange that a client can hold up: what is left of a request's body once the
+//! answer is decided (RFC 9112, section 9.6), and an answer that the client does not read.
 //!
 //! A socket that is closed with bytes in it that nobody has read is reset, and the reset throws away
 //! the answer on its way to the client. So a small rest is read away and the connection lives on;
 //! before a large one the answer says `Connection: close`, and the connection lingers.
+//!
+//! An answer keeps its memory, and its request's place among those that are served, until the client has
+//! read it, so a client that reads too slowly is cut off.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -21,7 +24,11 @@ use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
+
+use crate::connections::Connection;
+use crate::metrics::{Dropped, Metrics};
+use crate::throttle::Throttle;
 
 /// The largest rest of a body that is read away to keep the connection.
 const REST_BYTES: usize = 64 * 1024;
@@ -32,6 +39,14 @@ const REST_TIMEOUT: Duration = Duration::from_millis(250);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most that a lingering connection throws away.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
+
+/// The longest that sending an answer may stand still.
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer that has stood still must come on at this rate, on the average, or one byte at a time could
+/// hold it for ever.
+const SLOWEST_BYTES_PER_SECOND: u32 = 16 * 1024;
+
+static STALLED: Throttle = Throttle::new(Duration::from_secs(10));
 
 /// What is left of a request's body.
 pub struct Rest(Option<Arc<Mutex<Left>>>);
@@ -147,9 +162,14 @@ impl Drop for Watched {
 pub struct Unread;
 
 /// A connection that lingers when the server closes it: it ends its own side, and then reads and throws
-/// away what the client still sends, within bounds, until the client ends its side too.
+/// away what the client still sends, within bounds, until the client ends its side too. One whose
+/// client does not read is cut off.
 pub struct Lingering {
     stream: TcpStream,
+    connection: Arc<Connection>,
+    metrics: Arc<Metrics>,
+    /// When an answer that has stood still must have come on.
+    stalled: Option<Pin<Box<Sleep>>>,
     unread: Arc<AtomicBool>,
     stop: watch::Receiver<bool>,
     until: Option<Pin<Box<Sleep>>>,
@@ -159,14 +179,59 @@ pub struct Lingering {
 impl Lingering {
     /// Wraps a connection. When the server is about to `stop`, only one with something `unread` lingers:
     /// an idle client need not notice the end of the connection, and would hold up the stop.
-    pub fn new(stream: TcpStream, unread: Arc<AtomicBool>, stop: watch::Receiver<bool>) -> Self {
+    pub fn new(
+        stream: TcpStream,
+        connection: Arc<Connection>,
+        metrics: Arc<Metrics>,
+        unread: Arc<AtomicBool>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             stream,
+            connection,
+            metrics,
+            stalled: None,
             unread,
             stop,
             until: None,
             discarded: 0,
         }
+    }
+
+    /// Bounds the time of an answer by what was written of it.
+    fn bounded(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(Ok(bytes)) => {
+                if let Some(until) = &mut self.stalled {
+                    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+                    let longer = Duration::from_secs(1) * bytes / SLOWEST_BYTES_PER_SECOND;
+                    let latest = Instant::now() + STALL_TIMEOUT;
+                    let until_then = (until.deadline() + longer).min(latest);
+                    until.as_mut().reset(until_then);
+                }
+            }
+            Poll::Pending => {
+                let until = self
+                    .stalled
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL_TIMEOUT)));
+                ready!(until.as_mut().poll(context));
+                self.metrics.dropped(Dropped::Stalled);
+                if let Some(count) = STALLED.pass() {
+                    tracing::warn!(
+                        "{count} connections were cut off: their clients did not read the answer"
+                    );
+                }
+                // Or the system would keep what is unsent, for minutes.
+                let _ = self.stream.set_zero_linger();
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            Poll::Ready(Err(_)) => {}
+        }
+        written
     }
 }
 
@@ -186,7 +251,8 @@ impl AsyncWrite for Lingering {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.bounded(context, written)
     }
 
     fn poll_write_vectored(
@@ -194,7 +260,8 @@ impl AsyncWrite for Lingering {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.bounded(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -202,7 +269,12 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if flushed.is_ready() {
+            self.stalled = None;
+            self.connection.sent();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

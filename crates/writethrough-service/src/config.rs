@@ -132,11 +132,12 @@ pub struct ServeArgs {
     )]
     pub database_pool_size: Option<String>,
 
-    /// Requests served at once; more get 503 at once [default: 1024].
+    /// Requests served at once; more wait for a second at most and then get 503 [default: 1024].
     #[arg(long, env = "MAX_IN_FLIGHT", value_name = "N", hide_env_values = true)]
     pub max_in_flight: Option<String>,
 
-    /// Client connections held at once; more wait to be accepted [default: 4096].
+    /// Client connections held at once, as far as the limit of open files allows; for one more, the one
+    /// that was idle for the longest time is closed [default: 4096].
     #[arg(
         long,
         env = "MAX_CONNECTIONS",

@@ -18,6 +18,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use crate::access;
 use crate::app::App;
 use crate::body::{Rest, Unread};
+use crate::connections::Connection;
 use crate::malformed;
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
@@ -26,6 +27,9 @@ use crate::trace_context::{RequestTrace, TraceParent};
 /// The longest that a request may take: above the time for its body and the engine's bound of a
 /// write, so that those answer first.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(16);
+
+/// The longest target of a request.
+const TARGET_BYTES: usize = 8 * 1024;
 
 const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 
@@ -45,11 +49,16 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
         .filter(|_| parent.is_some() || !is_probe(route));
     let mut trace = RequestTrace::new(parent, sampling);
     let span = server_span(&mut trace, &request, route);
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let connection = connection.as_ref();
+    let spare = connection.is_some_and(|connection| connection.is_spare());
     let (request, rest) = Rest::watch(request);
 
     let checked = malformed::check(&request);
     let malformed = checked.is_err();
-    let checked = checked.and_then(|()| access::check(&app, &request, route));
+    let checked = checked
+        .and_then(|()| check_length(&request))
+        .and_then(|()| access::check(&app, &request, route));
     let mut response = if let Err(problem) = checked {
         if !malformed {
             // Its body is not needed, and may be read away.
@@ -58,9 +67,18 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
         problem.into_response()
     } else if is_probe(route) {
         run(request, next).instrument(span.clone()).await
-    } else if let Some(_admitted) = app.admission.enter() {
+    } else if spare {
+        app.metrics.shed(Shed::Connections);
+        Problem::new(Kind::Overloaded)
+            .detail("All connections are taken. Try again after the time in `Retry-After`.")
+            .into_response()
+    } else if let Some(admitted) = app.admission.enter().await {
         let work = run(request, next).instrument(span.clone());
-        match tokio::time::timeout(REQUEST_TIMEOUT, work).await {
+        let answered = tokio::time::timeout(REQUEST_TIMEOUT, work).await;
+        if let Some(connection) = connection {
+            connection.holds(admitted);
+        }
+        match answered {
             Ok(response) => response,
             Err(_) => {
                 app.metrics.shed(Shed::Deadline);
@@ -99,7 +117,8 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     }
     // With a body half read the server closes the connection; a client that is not told would send
     // its next request on it, and lose it.
-    if app.draining() || unread || malformed {
+    let last = connection.is_some_and(|connection| connection.is_last());
+    if app.draining() || unread || malformed || last {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -115,6 +134,16 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     app.metrics
         .request(&method, route, status, started.elapsed(), exemplar);
     response
+}
+
+/// Refuses a target that is too long before anything looks into it.
+fn check_length(request: &Request) -> Result<(), Problem> {
+    let target = request.uri().path_and_query();
+    if target.map_or(0, |target| target.as_str().len()) <= TARGET_BYTES {
+        return Ok(());
+    }
+    let allowed = format!("must have at most {TARGET_BYTES} bytes");
+    Err(Problem::new(Kind::TargetTooLong).error("path", allowed))
 }
 
 /// Says what caches between here and the client may do: nothing, with an error and with what changes by

@@ -60,6 +60,19 @@ pub enum Shed {
     InFlight,
     /// The limit of a request's time.
     Deadline,
+    /// The limit of connections: it came on a spare one.
+    Connections,
+}
+
+/// Why a connection was closed by the server alone, or never opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// Idle for the longest time when all places were taken.
+    Idle,
+    /// Its client did not read an answer.
+    Stalled,
+    /// The system gave none, for want of file descriptors for example.
+    NotAccepted,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -170,6 +183,9 @@ pub struct Metrics {
     shed_deadline: Counter,
     /// In the order of `Refusal::ALL`.
     refused: [Counter; Refusal::ALL.len()],
+    shed_connections: Counter,
+    /// By [`Dropped`].
+    dropped: [Counter; 3],
     connections: Gauge,
     /// For each operation: succeeded, failed.
     store: [[Histogram; 2]; 5],
@@ -222,6 +238,15 @@ impl Metrics {
             "Requests that their sender may not make",
             refused.clone(),
         );
+
+        let family = Family::<ReasonLabel, Counter>::default();
+        registry.register(
+            "http_server_dropped_connections",
+            "Client connections that the server closed, or could not open, for want of room or progress",
+            family.clone(),
+        );
+        let dropped = ["idle", "stalled", "not_accepted"]
+            .map(|reason| family.get_or_create_owned(&ReasonLabel { reason }));
 
         let store_family =
             Family::<StoreLabels, Histogram, fn() -> Histogram>::new_with_constructor(
@@ -292,6 +317,10 @@ impl Metrics {
                 })
             }),
             shed_deadline: shed.get_or_create_owned(&ReasonLabel { reason: "deadline" }),
+            shed_connections: shed.get_or_create_owned(&ReasonLabel {
+                reason: "connections",
+            }),
+            dropped,
             connections,
             store,
             reads,
@@ -333,12 +362,18 @@ impl Metrics {
         match reason {
             Shed::InFlight => self.shed_in_flight.inc(),
             Shed::Deadline => self.shed_deadline.inc(),
+            Shed::Connections => self.shed_connections.inc(),
         };
     }
 
     /// Counts a request that its sender may not make.
     pub fn refused(&self, refusal: Refusal) {
         self.refused[refusal as usize].inc();
+    }
+
+    /// Counts a connection that is closed, or not opened.
+    pub fn dropped(&self, reason: Dropped) {
+        self.dropped[reason as usize].inc();
     }
 
     /// The gauge of requests that are being served.

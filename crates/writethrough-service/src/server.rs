@@ -17,7 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use writethrough::{
@@ -29,16 +29,24 @@ use crate::access::{Caller, Entrance};
 use crate::app::App;
 use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
+use crate::connections::{Place, Places, SPARE};
+use crate::descriptors::{self, TooFew};
 use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
 use crate::malformed::Explaining;
+use crate::metrics::Dropped;
 use crate::routes;
 use crate::store::postgres::{Connector, Lasts, Obstacle, PostgresStore};
 use crate::store::sqlite::{OpenError, SqliteStore};
 use crate::store::{ItemStore, ObservedStore};
+use crate::throttle::Throttle;
 
 /// How long a connection may be idle, and how long the head of a request may take to arrive.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest head of a request.
+const HEAD_BYTES: usize = 64 * 1024;
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The pause between two attempts to reach Postgres at start.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often the log repeats that the service waits for Postgres.
@@ -63,6 +71,9 @@ pub enum StartError {
     /// The address of a setting is not free, or not ours.
     #[error("{0} is {1}, which cannot be listened on: {2}; use a free address")]
     Listen(&'static str, SocketAddr, std::io::Error),
+    /// Too few files may be open.
+    #[error(transparent)]
+    Descriptors(#[from] TooFew),
     /// The embedded database cannot be used.
     #[error("--database (POSTGRES_URL, DATABASE_URL): {0}")]
     Store(#[from] OpenError),
@@ -107,6 +118,11 @@ impl Server {
     ///
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Running, StartError> {
+        let room = descriptors::room_for(
+            config.max_connections,
+            config.database_pool_size,
+            config.admin_listen.map_or(0, |_| ADMIN_CONNECTIONS + SPARE),
+        )?;
         let (listener, address) = listen_on(setting::LISTEN, config.listen).await?;
         let admin = match config.admin_listen {
             Some(address) => Some(listen_on(setting::ADMIN_LISTEN, address).await?),
@@ -183,9 +199,16 @@ impl Server {
             Entrance::Public,
             router.clone(),
             app.clone(),
-            config.max_connections,
+            Places::new(room, app.metrics.clone()),
             stop.subscribe(),
         ))];
+        if room < config.max_connections {
+            tracing::warn!(
+                "the limit of open files leaves room for {room} client connections, and \
+                 --max-connections (MAX_CONNECTIONS) is {}: raise the limit (`ulimit -n`)",
+                config.max_connections
+            );
+        }
         tracing::info!(
             database = ?config.database,
             cache = ?config.cache,
@@ -199,7 +222,7 @@ impl Server {
                 Entrance::Admin,
                 router,
                 app.clone(),
-                ADMIN_CONNECTIONS,
+                Places::new(ADMIN_CONNECTIONS, app.metrics.clone()),
                 stop.subscribe(),
             )));
             tracing::info!("listening on http://{address} for /cache/... and /metrics");
@@ -363,40 +386,42 @@ async fn accept(
     entrance: Entrance,
     router: Router,
     app: Arc<App>,
-    limit: usize,
+    places: Arc<Places>,
     mut stop: watch::Receiver<bool>,
 ) -> JoinSet<()> {
-    let places = Arc::new(Semaphore::new(limit));
+    static REFUSED: Throttle = Throttle::new(Duration::from_secs(10));
     let loopback = listener
         .local_addr()
         .is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let mut connections = JoinSet::new();
+    let mut waiting: Option<(TcpStream, SocketAddr)> = None;
     loop {
         let until = stop.clone();
         let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
+            if waiting.is_none() {
+                waiting = Some(listener.accept().await?);
+            }
+            Ok::<_, std::io::Error>(places.take().await)
         };
         tokio::select! {
             () = stopped(&mut stop) => return connections,
             Some(_) = connections.join_next() => {}
-            (place, accepted) = next => match (place, accepted) {
-                (Ok(place), Ok((stream, peer))) => {
-                    let caller = Caller { entrance, loopback, peer: peer.ip() };
-                    let (router, app) = (router.clone(), app.clone());
-                    connections.spawn(async move {
-                        app.metrics.connections().inc();
-                        serve(stream, caller, router, &app, until).await;
-                        app.metrics.connections().dec();
-                        drop(place);
-                    });
+            next = next => match next {
+                Ok(place) => {
+                    if let Some((stream, peer)) = waiting.take() {
+                        let caller = Caller { entrance, loopback, peer: peer.ip() };
+                        connections.spawn(serve(stream, caller, place, router.clone(), app.clone(), until));
+                    }
                 }
-                (_, Err(error)) => {
-                    // Out of file descriptors, most likely: some will come free.
-                    tracing::warn!("a connection could not be accepted: {error}");
-                    sleep(Duration::from_millis(50)).await;
+                Err(error) => {
+                    app.metrics.dropped(Dropped::NotAccepted);
+                    if let Some(count) = REFUSED.pass() {
+                        tracing::warn!("{count} connections could not be accepted: {error}");
+                    }
+                    // Out of file descriptors, most likely.
+                    places.give_way();
+                    sleep(ACCEPT_PAUSE).await;
                 }
-                (Err(_), _) => return connections,
             }
         }
     }
@@ -405,8 +430,9 @@ async fn accept(
 async fn serve(
     stream: TcpStream,
     caller: Caller,
+    place: Place,
     router: Router,
-    app: &App,
+    app: Arc<App>,
     mut stop: watch::Receiver<bool>,
 ) {
     // Small responses must not wait for the acknowledgement of the one before.
@@ -415,16 +441,27 @@ async fn serve(
     }
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(IDLE_TIMEOUT);
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_header_size(HEAD_BYTES);
     let unread = Arc::new(AtomicBool::new(false));
-    let stream = Lingering::new(stream, unread.clone(), stop.clone());
+    let connection = place.connection();
+    let stream = Lingering::new(
+        stream,
+        connection.clone(),
+        app.metrics.clone(),
+        unread.clone(),
+        stop.clone(),
+    );
     let stream = Explaining::new(stream, app.metrics.clone());
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(connection.clone());
         let (answer, unread) = (router.call(request), &unread);
         async move {
+            connection.begins();
             let mut response = answer.await?;
+            connection.answers();
             if matches!(
                 response.status(),
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
@@ -439,17 +476,16 @@ async fn serve(
             Ok::<_, Infallible>(response)
         }
     });
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        result = connection.as_mut() => Some(result),
-        () = stopped(&mut stop) => None,
-    };
-    let result = match ended {
-        Some(result) => result,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let http = http.serve_connection(TokioIo::new(stream), service);
+    let mut http = std::pin::pin!(http);
+    let result = tokio::select! {
+        biased;
+        // First: it may have a request that nobody has read yet.
+        result = http.as_mut() => result,
+        () = connection.gives_way() => return,
+        () = stopped(&mut stop) => {
+            http.as_mut().graceful_shutdown();
+            http.await
         }
     };
     if let Err(error) = result {

@@ -291,54 +291,6 @@ async fn a_write_whose_outcome_is_unknown_says_so_and_where_to_look() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_requests_at_once_are_refused_at_once() {
-    let backends = Backends::start().await;
-    let config = Config {
-        consistency: Consistency::Off,
-        max_in_flight: 2,
-        ..backends.config()
-    };
-    let service = Service::start(config).await;
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
-    assert_eq!(service.get(&sample()).await.status, 200);
-    backends.link.stall();
-    let stuck: Vec<_> = (0..2)
-        .map(|_| service.client.clone())
-        .map(|client| tokio::spawn(async move { client.get(&sample()).await }))
-        .collect();
-    until("both are being served", async || {
-        let metrics = service.get("/metrics").await.text();
-        metrics
-            .contains("http_server_active_requests 2")
-            .then_some(())
-    })
-    .await;
-    let begun = Instant::now();
-    let refused = service.get(&sample()).await;
-    refused.problem(503, "overloaded");
-    assert!(!refused.header("retry-after").is_empty());
-    assert!(
-        begun.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        begun.elapsed()
-    );
-    for probe in ["/livez", "/readyz", "/metrics"] {
-        assert_eq!(service.get(probe).await.status, 200);
-    }
-    backends.link.heal();
-    for answer in stuck {
-        assert_eq!(answer.await.unwrap().status, 200);
-    }
-    assert_eq!(service.get(&sample()).await.status, 200);
-    let metrics = service.get("/metrics").await.text();
-    assert!(metrics.contains(r#"http_server_shed_requests_total{reason="in_flight"} 1"#));
-    service.running.shutdown().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_postgres_costs_a_bounded_time() {
     let backends = Backends::start().await;
     let service = Service::start(Config {

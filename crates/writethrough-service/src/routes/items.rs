@@ -1,5 +1,6 @@
 //! `/items` and `/items/{id}`.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -279,14 +280,19 @@ fn item_id(id: PathId) -> Result<ItemId, Problem> {
 fn page_request(query: QueryPairs) -> Result<PageRequest, Problem> {
     let Query(pairs) = query.map_err(|_| query::malformed())?;
     let (mut limit, mut after) = (None, None);
-    let mut seen: Vec<&str> = Vec::new();
+    let mut seen: HashSet<&str> = HashSet::new();
     let mut errors = Vec::new();
     for (name, value) in &pairs {
-        if seen.contains(&name.as_str()) {
-            errors.push(FieldError::new(name, "is given more than once"));
+        if errors.len() == query::MOST_ERRORS {
+            break;
+        }
+        if !seen.insert(name) {
+            errors.push(FieldError::new(
+                query::shown(name),
+                "is given more than once",
+            ));
             continue;
         }
-        seen.push(name);
         match name.as_str() {
             "limit" => match value.parse().ok().filter(|limit| (1..=100).contains(limit)) {
                 Some(value) => limit = Some(value),

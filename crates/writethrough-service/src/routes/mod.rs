@@ -1,7 +1,7 @@
 //! Routes: thin handlers that turn requests into calls and answers into responses.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{DefaultBodyLimit, Request};
@@ -20,6 +20,7 @@ use crate::items::ItemsError;
 use crate::openapi;
 use crate::problem::{Kind, Problem};
 use crate::store::StoreFailure;
+use crate::throttle::Throttle;
 
 mod cache;
 mod health;
@@ -198,10 +199,8 @@ fn header_value(text: String) -> HeaderValue {
 /// Logs a failure that comes with an outage. Thousands of requests a second may meet the same one, so
 /// only the first in each second is a warning.
 fn log_outage(error: &ItemsError) {
-    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-        *last = Some(Instant::now());
+    static SECOND: Throttle = Throttle::new(Duration::from_secs(1));
+    if SECOND.pass().is_some() {
         tracing::warn!("{error}");
     } else {
         tracing::debug!("{error}");

@@ -9,6 +9,9 @@ use axum::response::Response;
 
 use crate::problem::{FieldError, Kind, Problem};
 
+/// How many wrong parameters are named; a few are enough to go on.
+pub(super) const MOST_ERRORS: usize = 20;
+
 /// The parameters in their order, repeated ones included.
 pub(super) type QueryPairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
@@ -23,8 +26,7 @@ pub(super) async fn refuse(
     if !(route.as_str() == "/items" && reads) {
         let Query(pairs) = query.map_err(|_| malformed())?;
         if !pairs.is_empty() {
-            // A few are enough to go on.
-            let names = pairs.iter().take(20);
+            let names = pairs.iter().take(MOST_ERRORS);
             return Err(wrong(
                 names
                     .map(|(name, _)| unknown(name, "leave it out"))
@@ -37,8 +39,15 @@ pub(super) async fn refuse(
 
 /// The error of a parameter that the route does not know.
 pub(super) fn unknown(name: &str, remedy: &str) -> FieldError {
-    let shown: String = name.chars().take(100).collect();
-    FieldError::new(shown, format!("is not a parameter of this route; {remedy}"))
+    FieldError::new(
+        shown(name),
+        format!("is not a parameter of this route; {remedy}"),
+    )
+}
+
+/// A name as errors repeat it.
+pub(super) fn shown(name: &str) -> String {
+    name.chars().take(100).collect()
 }
 
 /// A query string that cannot be read.
