@@ -19,6 +19,7 @@ mod interrupt;
 mod lab;
 mod leftovers;
 mod model;
+mod runners;
 mod stack;
 mod test;
 mod torture;

@@ -1,25 +1,34 @@
 //! `cargo xtask test`: every check and every test, one command.
 //!
 //! A part is one entry of [`PARTS`]. Parts run in their order; the quick ones come first, and
-//! parts that share compiled crates stand together. A part that fails does not stop the others,
-//! unless they need it. The last line is for machines: `N passed, M failed`, in which every test
+//! parts that share compiled crates stand together. The lab's exercises are begun with the tests,
+//! and run beside them. A part that fails does not stop the others, unless they need it. The last line is for machines: `N passed, M failed`, in which every test
 //! counts as one, and every part that is not made of tests.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use serde_json::Value;
+
 use crate::command::{self, End};
 use crate::leftovers::Ground;
-use crate::transcript::{self, Report, Tally, Transcript, Worth};
+use crate::runners::{self, Kind, Runner};
+use crate::transcript::{Report, Tally, documentation};
 use crate::{dependencies, install, interrupt, lab, root};
 
 /// How long everything may take together, unless told otherwise.
 const BOUND_MINUTES: u64 = 40;
 /// How long a quiet command goes without a sign of life.
 const QUIET: Duration = Duration::from_secs(20);
+
+/// The package that the lab belongs to, and no other.
+const LAB_PACKAGE: &str = "writethrough-service";
+/// Variables that change what libtest prints.
+const LIBTEST: [&str; 2] = ["RUST_TEST_SHUFFLE", "RUST_TEST_NOCAPTURE"];
 
 const USAGE: &str = "\
 cargo xtask test [--only PART]... [--package NAME]... [--minutes N] [--verbose]
@@ -114,6 +123,10 @@ enum Fate {
 struct Run {
     options: Options,
     deadline: Instant,
+    /// What is to be run, once it is built.
+    built: Option<Built>,
+    /// How the lab's exercises went, if they ran beside the tests.
+    lab: Option<Outcome>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -181,7 +194,12 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
     interrupt::listen();
     let started = Instant::now();
     let deadline = started + Duration::from_secs(options.minutes * 60);
-    let mut run = Run { options, deadline };
+    let mut run = Run {
+        options,
+        deadline,
+        built: None,
+        lab: None,
+    };
     let mut summary = Summary::default();
     for part in PARTS {
         if run.options.chosen(part.name) {
@@ -226,9 +244,7 @@ impl Run {
             .env("CARGO_TERM_COLOR", "never")
             .env("CARGO_TERM_PROGRESS_WHEN", "never")
             .env_remove("CARGO_TERM_QUIET")
-            .env_remove("CARGO_TERM_VERBOSE")
-            .env_remove("RUST_TEST_SHUFFLE")
-            .env_remove("RUST_TEST_NOCAPTURE");
+            .env_remove("CARGO_TERM_VERBOSE");
         command
     }
 
@@ -244,9 +260,19 @@ impl Run {
 
     /// Runs a command and shows its output, but for the names of the crates being compiled.
     fn show(&self, command: Command) -> anyhow::Result<End> {
+        self.show_but(command, |_| false)
+    }
+
+    /// The same, without the lines that `take` takes.
+    fn show_but(
+        &self,
+        command: Command,
+        mut take: impl FnMut(&str) -> bool,
+    ) -> anyhow::Result<End> {
         let verbose = self.options.verbose;
         let mut compiling = Compiling::default();
         command::run(command, self.deadline, |line| match line {
+            Some(line) if take(line) => {}
             Some(line) if verbose || !compiling.take(line) => println!("{line}"),
             Some(_) => {}
             None => {
@@ -386,16 +412,75 @@ fn document(run: &mut Run) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good(String::new()))
 }
 
+/// Compiles the tests; what is to be run then is noted.
 fn build(run: &mut Run) -> anyhow::Result<Outcome> {
     let mut command = run.cargo(&["test", "--no-run"]);
     run.select(&mut command);
-    run.check(command)
+    command.args(["--message-format", "json-render-diagnostics"]);
+    let mut built = Built::default();
+    let end = run.show_but(command, |line| built.take(line))?;
+    if !end.ok() {
+        return Ok(Outcome::Bad(end.describe()));
+    }
+    let count = built.runners.len();
+    run.built = Some(built);
+    Ok(Outcome::Good(format!("{count} test binaries")))
 }
 
-/// The lab belongs to the service and to no other crate.
+/// What cargo says, a message of JSON a line, that it has built.
+#[derive(Debug, Default)]
+struct Built {
+    runners: Vec<Runner>,
+    /// Runners of documentation tests.
+    documentation: Vec<String>,
+}
+
+impl Built {
+    /// Takes a line if it is such a message.
+    fn take(&mut self, line: &str) -> bool {
+        if !line.starts_with('{') {
+            return false;
+        }
+        let Ok(message) = serde_json::from_str::<Value>(line) else {
+            return false;
+        };
+        let target = &message["target"];
+        let texts = (
+            message["executable"].as_str(),
+            message["manifest_path"].as_str(),
+            target["src_path"].as_str(),
+        );
+        if message["profile"]["test"] == true
+            && let (Some(program), Some(manifest), Some(source)) = texts
+            && let Some(folder) = Path::new(manifest).parent()
+        {
+            let package = folder.file_name().unwrap_or_default().to_string_lossy();
+            let source = Path::new(source);
+            let source = source.strip_prefix(folder).unwrap_or(source).display();
+            // As `cargo test` would start it; the variable is that of this program otherwise.
+            let mut command = Command::new(program);
+            command
+                .current_dir(folder)
+                .env("CARGO_MANIFEST_DIR", folder);
+            self.runners.push(Runner {
+                name: format!("{package}: {source}"),
+                command,
+                kind: Kind::Binary,
+            });
+            if target["doctest"] == true {
+                let name = target["name"].as_str().unwrap_or_default();
+                self.documentation.push(documentation(name));
+            }
+        }
+        true
+    }
+}
+
 fn exercises(run: &mut Run) -> anyhow::Result<Outcome> {
-    let packages = &run.options.packages;
-    if !packages.is_empty() && !packages.iter().any(|name| name == "writethrough-service") {
+    if let Some(outcome) = run.lab.take() {
+        return Ok(outcome);
+    }
+    if !with_lab(run) {
         return Ok(Outcome::Good("not of these packages".to_owned()));
     }
     let (note, failures) = lab::run(run.deadline, &[], run.options.verbose)?;
@@ -406,51 +491,71 @@ fn exercises(run: &mut Run) -> anyhow::Result<Outcome> {
     })
 }
 
-/// The test binaries, which are built if they are not.
-fn built(run: &Run) -> anyhow::Result<Vec<String>> {
-    let mut command = run.cargo(&["test", "--no-run"]);
-    run.select(&mut command);
-    let (end, text) = command::output(command, run.deadline)?;
-    if !end.ok() {
-        bail!("the tests could not be built: {}\n{text}", end.describe());
-    }
-    Ok(text.lines().filter_map(transcript::built).collect())
+/// Whether the lab's exercises are to run beside the tests.
+fn with_lab(run: &Run) -> bool {
+    let packages = &run.options.packages;
+    run.options.chosen("lab")
+        && (packages.is_empty() || packages.iter().any(|name| name == LAB_PACKAGE))
 }
 
 fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
-    let runners = built(run)?;
+    let built = match run.built.take() {
+        Some(built) => built,
+        None => match build(run)? {
+            Outcome::Bad(why) => bail!("the tests could not be built: {why}"),
+            _ => run.built.take().unwrap_or_default(),
+        },
+    };
+    let Built {
+        mut runners,
+        documentation,
+    } = built;
     let ground = Ground::new()?;
-    let mut command = run.cargo(&["test", "--no-fail-fast"]);
-    run.select(&mut command);
-    ground.mark(&mut command);
-
-    let mut transcript = Transcript::default();
-    let mut now: Option<(String, Instant)> = None;
-    let verbose = run.options.verbose;
-    let end = command::run(command, run.deadline, |line| {
-        let Some(line) = line else {
-            return;
-        };
-        let done = transcript.current().map(|(_, tally)| tally);
-        let worth = transcript.line(line);
-        let name = transcript.current().map(|(name, _)| name);
-        if name != now.as_ref().map(|(name, _)| name.as_str()) {
-            let name = name.map(|name| (name.to_owned(), Instant::now()));
-            tell(std::mem::replace(&mut now, name), done);
-        }
-        if verbose || worth == Worth::Show {
-            println!("{line}");
-        }
-    })?;
-    tell(now.take(), transcript.current().map(|(_, tally)| tally));
-
-    let mut report = transcript.finish(runners.iter().map(String::as_str), end.ok());
-    if !matches!(end, End::Exited(_)) {
-        report.tally.failed += 1;
-        report
-            .failures
-            .push(format!("the tests were {}", end.describe()));
+    if !documentation.is_empty() {
+        let mut command = run.cargo(&["test", "--doc", "--no-fail-fast"]);
+        run.select(&mut command);
+        runners.push(Runner {
+            name: runners::DOCUMENTATION.to_owned(),
+            command,
+            kind: Kind::Documentation(documentation),
+        });
     }
+    for runner in &mut runners {
+        ground.mark(&mut runner.command);
+        for variable in LIBTEST {
+            runner.command.env_remove(variable);
+        }
+    }
+    if with_lab(run) {
+        // A process of its own, with a folder of its own.
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("lab");
+        runners.push(Runner {
+            name: runners::LAB.to_owned(),
+            command,
+            kind: Kind::Other,
+        });
+    }
+
+    let mut report = Report::default();
+    let mut exercises = None;
+    runners::run(runners, run.deadline, run.options.verbose, |ended| {
+        let took = time(ended.took);
+        println!("  {}: {} ({took})", ended.name, ended.report.tally.line());
+        for line in &ended.output {
+            println!("    {line}");
+        }
+        if ended.name == runners::LAB {
+            let note = format!("beside the tests, {took}");
+            exercises = Some(match ended.report.failures.into_iter().next() {
+                None => Outcome::Good(note),
+                Some(failure) => Outcome::Bad(failure),
+            });
+        } else {
+            report.add(ended.report);
+        }
+    });
+    run.lab = exercises;
     println!("looking for what was left behind");
     let looking = Instant::now();
     let (left, notes) = ground.check();
@@ -467,13 +572,6 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
             .extend(left.iter().map(|what| format!("left behind: {what}")));
     }
     Ok(Outcome::Tests(report))
-}
-
-/// One line for a runner that is done.
-fn tell(runner: Option<(String, Instant)>, tally: Option<Tally>) {
-    if let (Some((name, started)), Some(tally)) = (runner, tally) {
-        println!("  {name}: {} ({})", tally.line(), time(started.elapsed()));
-    }
 }
 
 /// What is told at the end.
@@ -579,7 +677,7 @@ impl Summary {
 }
 
 /// A duration as people read it.
-fn time(duration: Duration) -> String {
+pub(crate) fn time(duration: Duration) -> String {
     let seconds = duration.as_secs();
     if seconds < 60 {
         format!("{:.1} s", duration.as_secs_f64())

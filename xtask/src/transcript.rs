@@ -1,10 +1,12 @@
-//! Reads what `cargo test` prints, line by line, and counts.
+//! Reads what a test binary or `cargo test --doc` prints, line by line, and counts.
 //!
 //! Nothing counts as passed that was not said to have passed: a runner that announced itself and
 //! never gave its result, for it crashed or its output was cut off, is a failure, and so is one
-//! that was built and never ran.
+//! that never ran.
 
 use std::collections::BTreeSet;
+
+use crate::command::End;
 
 /// Numbers of tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,7 +38,7 @@ impl Tally {
     }
 }
 
-/// What became of a whole `cargo test`.
+/// What became of runners.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) tally: Tally,
@@ -46,6 +48,21 @@ pub(crate) struct Report {
     pub(crate) ignored: Vec<String>,
     /// Runners without a single test.
     pub(crate) empty: Vec<String>,
+}
+
+impl Report {
+    /// Counts what is no test and has failed.
+    pub(crate) fn fail(&mut self, what: String) {
+        self.tally.failed += 1;
+        self.failures.push(what);
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.tally.add(other.tally);
+        self.failures.extend(other.failures);
+        self.ignored.extend(other.ignored);
+        self.empty.extend(other.empty);
+    }
 }
 
 /// Whether a line is worth showing when all is well.
@@ -77,15 +94,26 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
+    /// Begins with the output of one runner.
+    pub(crate) fn of(name: &str) -> Self {
+        let mut transcript = Self::default();
+        transcript.open(name.to_owned());
+        transcript
+    }
+
+    fn open(&mut self, name: String) {
+        self.close("another one began");
+        self.ran.insert(name.clone());
+        self.runner = Some(Runner {
+            name,
+            ..Runner::default()
+        });
+    }
+
     /// Takes in the next line.
     pub(crate) fn line(&mut self, line: &str) -> Worth {
-        if let Some(name) = runner_of(line) {
-            self.close();
-            self.ran.insert(name.clone());
-            self.runner = Some(Runner {
-                name,
-                ..Runner::default()
-            });
+        if let Some(package) = line.strip_prefix("   Doc-tests ") {
+            self.open(documentation(package));
             return Worth::Routine;
         }
         let Some(runner) = &mut self.runner else {
@@ -128,53 +156,35 @@ impl Transcript {
         }
     }
 
-    /// The runner whose output is being read, and what it has counted.
-    pub(crate) fn current(&self) -> Option<(&str, Tally)> {
-        let runner = self.runner.as_ref()?;
-        Some((&runner.name, runner.tally))
-    }
-
-    /// Ends the reading. `built` are the runners that were to run; `ok` tells whether the command
-    /// as a whole succeeded.
-    pub(crate) fn finish<'a>(
-        mut self,
-        built: impl IntoIterator<Item = &'a str>,
-        ok: bool,
-    ) -> Report {
-        self.close();
-        for name in built {
+    /// Ends the reading of what `command` has printed. `expected` are the runners that were to run;
+    /// `end` is how the command ended.
+    pub(crate) fn finish(mut self, command: &str, expected: &[String], end: End) -> Report {
+        let told = self.close(&end.describe());
+        for name in expected {
             if !self.ran.contains(name) {
-                self.report.tally.failed += 1;
                 self.report
-                    .failures
-                    .push(format!("{name}: was built and did not run"));
+                    .fail(format!("{name}: was built and did not run"));
             }
         }
-        if !ok && self.report.tally.failed == 0 {
-            self.report.tally.failed += 1;
-            self.report
-                .failures
-                .push("cargo test failed for a reason of its own, see above".into());
+        let by_itself = matches!(end, End::Exited(_));
+        if !end.ok() && !told && (self.report.tally.failed == 0 || !by_itself) {
+            self.report.fail(format!("{command}: {}", end.describe()));
         }
         self.report
     }
 
-    fn close(&mut self) {
+    /// Ends the runner whose output was read; `end` is what came then. Returns whether it was said.
+    fn close(&mut self, end: &str) -> bool {
         let Some(mut runner) = self.runner.take() else {
-            return;
+            return false;
         };
-        if runner.running.is_some() {
-            fail(
-                &mut self.report,
-                &mut runner,
-                "ended without a result: it crashed, or was killed",
-            );
-        } else if runner.results == 0 {
-            fail(
-                &mut self.report,
-                &mut runner,
-                "never said that it ran any test",
-            );
+        let unfinished = runner.running.is_some() || runner.results == 0;
+        if unfinished {
+            let what = match runner.running {
+                Some(_) => "ended without a result",
+                None => "never said that it ran any test",
+            };
+            fail(&mut self.report, &mut runner, &format!("{what}: {end}"));
         } else if runner.tally == Tally::default() {
             self.report.empty.push(runner.name.clone());
         }
@@ -184,39 +194,19 @@ impl Transcript {
             .into_iter()
             .map(|test| format!("{}: {test}", runner.name));
         self.report.failures.extend(names);
+        unfinished
     }
 }
 
 /// Counts a runner as failed, beside its tests.
 fn fail(report: &mut Report, runner: &mut Runner, why: &str) {
-    report.tally.failed += 1;
     runner.tally.failed += 1;
-    report.failures.push(format!("{}: {why}", runner.name));
+    report.fail(format!("{}: {why}", runner.name));
 }
 
-/// The runner that a line of cargo names, by its binary or, for documentation, by its crate:
-/// `Running unittests src/lib.rs (target/debug/deps/writethrough-0a1b)`, `Doc-tests writethrough`.
-fn runner_of(line: &str) -> Option<String> {
-    if let Some(name) = line.strip_prefix("   Doc-tests ") {
-        return Some(format!("doc tests of {name}"));
-    }
-    named(line, "     Running ")
-}
-
-/// The runners that `cargo test --no-run` says it built.
-pub(crate) fn built(line: &str) -> Option<String> {
-    named(line, "  Executable ")
-}
-
-/// `unittests src/lib.rs (target/debug/deps/writethrough-0a1b)` becomes
-/// `writethrough: src/lib.rs`: short, and still one name for one binary.
-fn named(line: &str, prefix: &str) -> Option<String> {
-    let rest = line.strip_prefix(prefix)?;
-    let (source, binary) = rest.strip_suffix(')')?.rsplit_once(" (")?;
-    let source = source.strip_prefix("unittests ").unwrap_or(source);
-    let file = binary.rsplit('/').next()?;
-    let (program, _hash) = file.rsplit_once('-')?;
-    Some(format!("{program}: {source}"))
+/// The name of the runner that is the documentation tests of a package.
+pub(crate) fn documentation(package: &str) -> String {
+    format!("doc tests of {package}")
 }
 
 /// `running 3 tests`.
@@ -270,39 +260,65 @@ fn verdict(line: &str) -> Option<(&str, Verdict)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
     use super::*;
 
     const LIB: &str = "writethrough_protocol: src/lib.rs";
     const WALKS: &str = "transitions: tests/transitions.rs";
+    const DOCS: &str = "doc tests of writethrough";
 
-    fn read(output: &str, built: &[&str], ok: bool) -> Report {
+    /// An exit by itself, with this code.
+    fn exit(code: i32) -> End {
+        End::Exited(ExitStatus::from_raw(code << 8))
+    }
+
+    /// What becomes of one binary with this output.
+    fn read(name: &str, output: &str, end: End) -> Report {
+        let mut transcript = Transcript::of(name);
+        for line in output.lines() {
+            transcript.line(line);
+        }
+        transcript.finish(name, &[], end)
+    }
+
+    /// The same of `cargo test --doc`.
+    fn read_documentation(output: &str, expected: &[&str], end: End) -> Report {
         let mut transcript = Transcript::default();
         for line in output.lines() {
             transcript.line(line);
         }
-        transcript.finish(built.iter().copied(), ok)
+        let expected: Vec<String> = expected.iter().map(|name| (*name).to_owned()).collect();
+        transcript.finish("the documentation tests", &expected, end)
     }
 
     const GOOD: &str = "
-   Compiling writethrough-protocol v0.1.0 (/src/crates/writethrough-protocol)
-    Finished `test` profile [unoptimized] target(s) in 0.94s
-     Running unittests src/lib.rs (target/debug/deps/writethrough_protocol-4f1de2b5bd3e7c0a)
-
-running 2 tests
-test key::tests::begin_over_a_value ... ok
-test node::tests::a_settled_row_is_active_at_first_sight ... ok
-
-test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
-
-     Running tests/transitions.rs (target/debug/deps/transitions-77b0f9d2c4d1e5a3)
-
 running 3 tests
 test long_walk ... ignored, takes an hour
 test walks_agree_in_memory ... ok
 test walks_agree_on_redis ... ok
 
 test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 4.20s
+";
 
+    const DOCUMENTATION: &str = "
+    Finished `test` profile [unoptimized] target(s) in 0.94s
+   Doc-tests writethrough
+
+running 1 test
+test crates/writethrough/src/lib.rs - (line 11) ... ok
+
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.35s
+
+
+running 2 tests
+test crates/writethrough/src/key.rs - key (line 4) ... ignored
+test crates/writethrough/src/fence/mod.rs - fence (line 9) - compile ... ok
+
+test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s
+
+all doctests ran in 1.20s; merged doctests compilation took 0.70s
    Doc-tests writethrough_protocol
 
 running 0 tests
@@ -312,29 +328,62 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 ";
 
     #[test]
-    fn results_are_summed_and_ignored_and_empty_ones_are_listed() {
-        let report = read(GOOD, &[LIB, WALKS], true);
+    fn results_are_counted_and_ignored_tests_are_listed() {
+        let report = read(WALKS, GOOD, exit(0));
         assert_eq!(
             report,
             Report {
                 tally: Tally {
-                    passed: 4,
+                    passed: 2,
                     failed: 0,
                     skipped: 1
                 },
                 failures: vec![],
                 ignored: vec![format!("{WALKS}: long_walk")],
-                empty: vec!["doc tests of writethrough_protocol".into()],
+                empty: vec![],
             }
         );
-        assert_eq!(report.tally.line(), "4 passed, 0 failed, 1 skipped");
+        assert_eq!(report.tally.line(), "2 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn documentation_tests_may_give_two_results_and_empty_runners_are_listed() {
+        let none = "doc tests of writethrough_protocol";
+        let report = read_documentation(DOCUMENTATION, &[DOCS, none], exit(0));
+        assert_eq!(
+            report,
+            Report {
+                tally: Tally {
+                    passed: 2,
+                    failed: 0,
+                    skipped: 1
+                },
+                failures: vec![],
+                ignored: vec![format!(
+                    "{DOCS}: crates/writethrough/src/key.rs - key (line 4)"
+                )],
+                empty: vec![none.into()],
+            }
+        );
+        let missing = read_documentation(DOCUMENTATION, &[DOCS, "doc tests of other"], exit(0));
+        assert_eq!(
+            missing.failures,
+            ["doc tests of other: was built and did not run"]
+        );
+    }
+
+    #[test]
+    fn reports_are_summed() {
+        let mut sum = read(WALKS, GOOD, exit(0));
+        sum.add(read_documentation(DOCUMENTATION, &[], exit(101)));
+        assert_eq!(sum.tally.line(), "4 passed, 1 failed, 2 skipped");
+        let lengths = [sum.failures.len(), sum.ignored.len(), sum.empty.len()];
+        assert_eq!(lengths, [1, 2, 1]);
     }
 
     #[test]
     fn a_failed_test_is_named_once() {
         let output = "
-     Running unittests src/lib.rs (target/debug/deps/writethrough_protocol-4f1de2b5bd3e7c0a)
-
 running 2 tests
 test key::tests::begin_over_a_value ... ok
 test key::tests::end ... FAILED
@@ -353,12 +402,8 @@ failures:
     key::tests::end
 
 test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
-
-error: test failed, to rerun pass `-p writethrough-protocol --lib`
-error: 1 target failed:
-    `-p writethrough-protocol --lib`
 ";
-        let report = read(output, &[LIB], false);
+        let report = read(LIB, output, exit(101));
         assert_eq!(
             report.tally,
             Tally {
@@ -372,74 +417,40 @@ error: 1 target failed:
     }
 
     #[test]
-    fn a_runner_that_crashed_is_a_failure_and_the_next_one_counts() {
+    fn a_runner_that_crashed_or_was_killed_is_a_failure() {
         let output = "
-     Running unittests src/lib.rs (target/debug/deps/writethrough_protocol-4f1de2b5bd3e7c0a)
-
 running 9 tests
 test key::tests::begin_over_a_value ... ok
-error: test failed, to rerun pass `-p writethrough-protocol --lib`
-
-Caused by:
-  process didn't exit successfully: `target/debug/deps/writethrough_protocol-4f1de2b5bd3e7c0a` \
-(signal: 6, SIGABRT: process abort signal)
-     Running tests/transitions.rs (target/debug/deps/transitions-77b0f9d2c4d1e5a3)
-
-running 1 test
-test walks_agree_in_memory ... ok
-
-test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 4.20s
 ";
-        let report = read(output, &[LIB, WALKS], false);
-        assert_eq!(
-            report.tally,
-            Tally {
-                passed: 1,
-                failed: 1,
-                skipped: 0
-            }
-        );
+        let crash = End::Exited(ExitStatus::from_raw(6));
+        let report = read(LIB, output, crash);
+        assert_eq!(report.tally.failed, 1);
         assert!(
-            report.failures[0].contains("ended without a result"),
+            report.failures[0].contains("ended without a result: signal: 6"),
             "{report:?}"
         );
-    }
-
-    #[test]
-    fn output_that_is_cut_off_is_a_failure_for_each_runner_it_lacks() {
-        let cut = GOOD.find("test walks_agree_on_redis").unwrap();
-        let report = read(&GOOD[..cut], &[LIB, WALKS, "engine: tests/engine.rs"], true);
-        assert_eq!(
-            report.tally,
-            Tally {
-                passed: 2,
-                failed: 2,
-                skipped: 0
-            }
-        );
-        assert!(report.failures[0].starts_with(WALKS), "{report:?}");
-        assert_eq!(
-            report.failures[1],
-            "engine: tests/engine.rs: was built and did not run"
-        );
+        // Before a result and after one, and after a test that failed.
+        let failed = output.replace("... ok", "... FAILED");
+        for (output, failures) in [(output, 1), (GOOD, 1), (&failed, 2)] {
+            let report = read(LIB, output, End::TimedOut);
+            assert_eq!(report.failures.len(), failures, "{report:?}");
+            let told = report.failures[0].contains("the time was up");
+            assert!(told, "{report:?}");
+        }
     }
 
     #[test]
     fn every_place_to_cut_the_output_leaves_a_failure() {
-        // The documentation tests are the last runner and are not in the list of built ones, so
-        // the cuts are made before them.
-        let tests = &GOOD[..GOOD.find("   Doc-tests").unwrap()];
-        let whole = tests.trim_end().len();
-        for cut in (0..whole).filter(|at| tests.is_char_boundary(*at)) {
-            let report = read(&tests[..cut], &[LIB, WALKS], true);
+        let whole = GOOD.trim_end().len();
+        for cut in (0..whole).filter(|at| GOOD.is_char_boundary(*at)) {
+            let report = read(WALKS, &GOOD[..cut], exit(0));
             assert!(report.tally.failed > 0, "cut at {cut}: {report:?}");
         }
     }
 
     #[test]
     fn a_runner_that_says_nothing_is_a_failure() {
-        let output = "     Running tests/torture.rs (target/debug/deps/torture-77b0f9d2c4d1e5a3)\n";
-        let report = read(output, &["torture: tests/torture.rs"], true);
+        let report = read("torture", "\n", exit(0));
         assert_eq!(report.tally.failed, 1);
         assert!(report.failures[0].contains("never said"), "{report:?}");
     }
@@ -447,67 +458,25 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     #[test]
     fn a_command_that_failed_without_a_failed_test_is_a_failure() {
         let output = "error: could not compile `writethrough` (lib) due to 1 previous error\n";
-        assert_eq!(read(output, &[], false).tally.failed, 1);
-        assert_eq!(read(GOOD, &[LIB, WALKS], false).tally.failed, 1);
-        assert_eq!(read("", &[LIB], true).tally.failed, 1);
-    }
-
-    #[test]
-    fn documentation_tests_may_give_two_results() {
-        let output = "
-   Doc-tests writethrough
-
-running 1 test
-test crates/writethrough/src/lib.rs - (line 11) ... ok
-
-test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.35s
-
-
-running 2 tests
-test crates/writethrough/src/key.rs - key (line 4) ... ignored
-test crates/writethrough/src/fence/mod.rs - fence (line 9) - compile ... ok
-
-test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s
-
-all doctests ran in 1.20s; merged doctests compilation took 0.70s
-";
-        let report = read(output, &[], true);
-        assert_eq!(
-            report.tally,
-            Tally {
-                passed: 2,
-                failed: 0,
-                skipped: 1
-            }
-        );
-        let ignored = "doc tests of writethrough: crates/writethrough/src/key.rs - key (line 4)";
-        assert_eq!(report.ignored, [ignored]);
+        assert_eq!(read_documentation(output, &[], exit(101)).tally.failed, 1);
+        let report = read(WALKS, GOOD, exit(101));
+        assert_eq!(report.failures, [format!("{WALKS}: exit status: 101")]);
     }
 
     #[test]
     fn a_result_that_contradicts_its_announcement_is_a_failure() {
         let output = "
-     Running tests/transitions.rs (target/debug/deps/transitions-77b0f9d2c4d1e5a3)
 running 3 tests
 test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
-        assert_eq!(read(output, &[], true).tally.failed, 1);
-    }
-
-    #[test]
-    fn built_binaries_have_the_names_of_the_ones_that_run() {
-        let line = "  Executable unittests src/lib.rs (target/debug/deps/writethrough-0a1b2c)";
-        assert_eq!(built(line).as_deref(), Some("writethrough: src/lib.rs"));
-        let line = "  Executable tests/engine.rs (/elsewhere/target/debug/deps/engine-0a1b2c)";
-        assert_eq!(built(line).as_deref(), Some("engine: tests/engine.rs"));
-        assert_eq!(built("    Finished `test` profile"), None);
+        assert_eq!(read(WALKS, output, exit(0)).tally.failed, 1);
     }
 
     #[test]
     fn only_what_is_routine_is_left_out() {
         let mut transcript = Transcript::default();
         assert_eq!(transcript.line("warning: unused import"), Worth::Show);
-        transcript.line("     Running tests/engine.rs (target/debug/deps/engine-0a1b2c)");
+        let mut transcript = Transcript::of(WALKS);
         for routine in [
             "",
             "running 2 tests",
