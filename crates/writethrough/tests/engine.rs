@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Gate, Ground, Node, Pair, StoreError, until};
+use support::{Gate, Ground, Node, Pair, StoreError, held, until};
+use tokio::task::JoinHandle;
 use writethrough::{
     Bypass, CacheValue, Collection, Commit, Consistency, DecodeError, Epoch, Fence, FenceError,
     Fenced, Guard, Json, Key, LocalFence, OpError, ReadError, ReadOutcome, RedisCache,
@@ -143,24 +144,14 @@ fn patient() -> Settings {
 async fn readers_of_one_key_share_one_load(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node_with(patient()).await;
-    let gate = Gate::shut();
-    let first = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.read_slowly("a", gate).await.outcome }
-    });
-    gate.arrival().await;
-    let others: Vec<_> = (0..20)
-        .map(|_| {
-            let node = node.clone();
-            tokio::spawn(async move { node.read("a").await.outcome })
-        })
-        .collect();
+    let (gate, first) = node.held_read("a").await;
+    let others = node.readers("a", 20);
     until("the others wait", async || {
         node.cached.stats().waiting == 20
     })
     .await;
     gate.let_through();
-    assert_eq!(first.await.unwrap(), ReadOutcome::Filled);
+    assert_eq!(first.await.unwrap().outcome, ReadOutcome::Filled);
     for other in others {
         let outcome = other.await.unwrap();
         assert!(
@@ -178,12 +169,7 @@ async fn a_read_after_a_write_does_not_join_an_older_load(pair: Pair) {
     let node = ground.node().await;
     node.write("a", Some("old")).await.unwrap();
     node.cached.clear("row", None).await.unwrap();
-    let gate = Gate::shut();
-    let slow = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.read_slowly("a", gate).await }
-    });
-    gate.arrival().await;
+    let (gate, slow) = node.held_read("a").await;
     node.write("a", Some("new")).await.unwrap();
     assert_eq!(node.value("a").await.as_deref(), Some("new"));
     gate.let_through();
@@ -202,12 +188,7 @@ async fn a_read_after_a_write_does_not_join_an_older_load(pair: Pair) {
 async fn overlapping_writers_leave_no_value_behind(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let gate = Gate::shut();
-    let first = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.write_slowly("a", Some("first"), gate).await }
-    });
-    gate.arrival().await;
+    let (gate, first) = node.held_write("a", Some("first")).await;
     node.write("a", Some("second")).await.unwrap();
     let during = node.read("a").await;
     assert_eq!(during.outcome, ReadOutcome::Bypassed(Bypass::Intent));
@@ -222,12 +203,7 @@ async fn overlapping_writers_leave_no_value_behind(pair: Pair) {
 async fn a_reader_that_is_dropped_lets_the_next_one_fill(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let gate = Gate::shut();
-    let reader = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.read_slowly("a", gate).await }
-    });
-    gate.arrival().await;
+    let (_gate, reader) = node.held_read("a").await;
     reader.abort();
     assert!(reader.await.is_err());
     let started = tokio::time::Instant::now();
@@ -244,12 +220,7 @@ async fn a_writer_that_is_dropped_still_finishes(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("old")).await.unwrap();
-    let gate = Gate::shut();
-    let writer = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.write_slowly("a", Some("new"), gate).await.is_ok() }
-    });
-    gate.arrival().await;
+    let (gate, writer) = node.held_write("a", Some("new")).await;
     writer.abort();
     assert!(writer.await.is_err());
     assert_eq!(
@@ -316,12 +287,7 @@ async fn a_fenced_write_starts_again(pair: Pair) {
     }
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let gate = Gate::shut();
-    let writer = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.write_slowly("a", Some("one"), gate).await }
-    });
-    gate.arrival().await;
+    let (gate, writer) = node.held_write("a", Some("one")).await;
     let epoch = node.cached.status().epoch.unwrap();
     end_epoch(&node).await;
     gate.let_through();
@@ -343,7 +309,7 @@ async fn a_proposal_waits_for_the_write_that_holds_the_guard(pair: Pair) {
     let node = ground.node().await;
     let row = node.fence.poll().await.unwrap().row;
     let proposal = writethrough_protocol::Node::bypass_from(row.number);
-    match &ground.postgres {
+    match &ground.database {
         None => {
             let guard = node.fence.enter(row.number).await.unwrap();
             node.fence
@@ -352,8 +318,8 @@ async fn a_proposal_waits_for_the_write_that_holds_the_guard(pair: Pair) {
                 .expect_err("the guard is held");
             drop(guard);
         }
-        Some(postgres) => {
-            let mut client = support::pool_of(&postgres.url(), 1).get().await.unwrap();
+        Some(url) => {
+            let mut client = support::pool_of(url, 1).get().await.unwrap();
             let transaction = client.transaction().await.unwrap();
             let number = i64::try_from(row.number.0).unwrap();
             let guard = "SELECT writethrough.guard($1)";
@@ -387,6 +353,12 @@ async fn page(node: &Node, gate: Arc<Gate>) -> writethrough::Read<Json<String>> 
         .read_page(&Collection::new("rows"), PAGE, load)
         .await
         .unwrap()
+}
+
+/// One whose load is held up.
+async fn held_page(node: &Node) -> (Arc<Gate>, JoinHandle<writethrough::Read<Json<String>>>) {
+    let node = node.clone();
+    held(|gate| async move { page(&node, gate).await }).await
 }
 
 async fn write_member(node: &Node, value: &'static str) {
@@ -442,19 +414,14 @@ async fn a_slow_page_load_is_refused_after_a_write(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     write_member(&node, "old").await;
-    let gate = Gate::shut();
-    let slow = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { page(&node, gate).await.outcome }
-    });
-    gate.arrival().await;
+    let (gate, slow) = held_page(&node).await;
     write_member(&node, "new").await;
     assert_eq!(
         page(&node, Gate::open()).await.value,
         Some(Json("new".into()))
     );
     gate.let_through();
-    assert_eq!(slow.await.unwrap(), ReadOutcome::Unfilled);
+    assert_eq!(slow.await.unwrap().outcome, ReadOutcome::Unfilled);
     assert_eq!(
         page(&node, Gate::open()).await.value,
         Some(Json("new".into()))
@@ -464,12 +431,7 @@ async fn a_slow_page_load_is_refused_after_a_write(pair: Pair) {
 async fn readers_of_one_page_share_one_load(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node_with(patient()).await;
-    let gate = Gate::shut();
-    let first = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { page(&node, gate).await.outcome }
-    });
-    gate.arrival().await;
+    let (gate, first) = held_page(&node).await;
     let others: Vec<_> = (0..20)
         .map(|_| {
             let node = node.clone();
@@ -481,7 +443,7 @@ async fn readers_of_one_page_share_one_load(pair: Pair) {
     })
     .await;
     gate.let_through();
-    assert_eq!(first.await.unwrap(), ReadOutcome::Filled);
+    assert_eq!(first.await.unwrap().outcome, ReadOutcome::Filled);
     for other in others {
         let outcome = other.await.unwrap();
         assert!(
@@ -511,12 +473,7 @@ async fn clearing_makes_the_next_read_a_miss_that_fills(pair: Pair) {
 async fn clearing_leaves_intents_alone(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let gate = Gate::shut();
-    let writer = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.write_slowly("a", Some("one"), gate).await }
-    });
-    gate.arrival().await;
+    let (gate, writer) = node.held_write("a", Some("one")).await;
     assert_eq!(node.cached.clear("row", None).await.unwrap(), 0);
     assert_eq!(
         node.read("a").await.outcome,
@@ -616,12 +573,7 @@ async fn the_textbook_serves_a_stale_value_after_a_slow_fill(pair: Pair) {
     let node = unguarded(&ground, settings).await;
     node.write("a", Some("old")).await.unwrap();
     node.cached.clear("row", None).await.unwrap();
-    let gate = Gate::shut();
-    let slow = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.read_slowly("a", gate).await }
-    });
-    gate.arrival().await;
+    let (gate, slow) = node.held_read("a").await;
     node.write("a", Some("new")).await.unwrap();
     gate.let_through();
     slow.await.unwrap();
@@ -645,12 +597,7 @@ async fn unguarded(ground: &Ground, settings: Settings) -> Node {
 async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let gate = Gate::shut();
-    let writer = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move { node.write_slowly("a", Some("one"), gate).await.is_ok() }
-    });
-    gate.arrival().await;
+    let (gate, writer) = node.held_write("a", Some("one")).await;
     let shutdown = tokio::spawn({
         let cached = node.cached.clone();
         async move { cached.shutdown().await }
@@ -665,7 +612,7 @@ async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
     .await;
     assert!(!shutdown.is_finished());
     gate.let_through();
-    assert!(writer.await.unwrap());
+    assert!(writer.await.unwrap().is_ok());
     shutdown.await.unwrap();
     let read = node.read("a").await;
     assert!(
@@ -896,7 +843,7 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
     });
     gate.arrival().await;
     let next = writethrough_protocol::Node::bypass_from(row.number);
-    if ground.postgres.is_none() {
+    if ground.database.is_none() {
         let refused = node.fence.propose(&next).await;
         refused.expect_err("the engine holds the guard itself");
         gate.let_through();
@@ -1022,21 +969,11 @@ async fn a_write_that_cannot_be_ended_is_acknowledged_only_in_the_next_epoch() {
     .await;
     reader.write("a", Some("old")).await.unwrap();
 
-    let commit = Gate::shut();
-    let write = tokio::spawn({
-        let (writer, commit) = (writer.clone(), commit.clone());
-        async move { writer.write_slowly("a", Some("new"), commit).await }
-    });
-    commit.arrival().await;
+    let (commit, write) = writer.held_write("a", Some("new")).await;
     let epoch = reader.cached.status().epoch.unwrap();
     let evicted = redis.order(&["DEL", &reader.cache_key("a")]).await;
     assert_eq!(evicted.unwrap().integer(), Some(1), "the intent was there");
-    let fill = Gate::shut();
-    let read = tokio::spawn({
-        let (reader, fill) = (reader.clone(), fill.clone());
-        async move { reader.read_slowly("a", fill).await }
-    });
-    fill.arrival().await;
+    let (fill, read) = reader.held_read("a").await;
     link.stall();
     commit.let_through();
     until("the write has committed", async || {
@@ -1149,49 +1086,26 @@ async fn a_load_that_outlasts_its_lease_still_fills(pair: Pair) {
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
 }
 
-/// Holds an intent on the key, so that its reads go past the cache, until the gate is opened.
-async fn held_write(node: &Node, value: &'static str) -> (Arc<Gate>, tokio::task::JoinHandle<()>) {
-    let gate = Gate::shut();
-    let write = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        async move {
-            node.write_slowly("a", Some(value), gate).await.unwrap();
-        }
-    });
-    gate.arrival().await;
-    (gate, write)
-}
-
 async fn past_the_cache_reads_share_the_load_that_begins_after_them(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let (written, write) = held_write(&node, "new").await;
-    let load = Gate::shut();
-    let first = tokio::spawn({
-        let (node, load) = (node.clone(), load.clone());
-        async move { node.read_slowly("a", load).await.outcome }
-    });
-    load.arrival().await;
-    let others: Vec<_> = (0..20)
-        .map(|_| {
-            let node = node.clone();
-            tokio::spawn(async move { node.read("a").await.outcome })
-        })
-        .collect();
+    let (written, write) = node.held_write("a", Some("new")).await;
+    let (load, first) = node.held_read("a").await;
+    let others = node.readers("a", 20);
     until("one forms a load and the others wait for it", async || {
         node.cached.stats().waiting == 19
     })
     .await;
     load.let_through();
     let bypassed = ReadOutcome::Bypassed(Bypass::Intent);
-    assert_eq!(first.await.unwrap(), bypassed);
+    assert_eq!(first.await.unwrap().outcome, bypassed);
     for other in others {
         assert_eq!(other.await.unwrap(), bypassed);
     }
     assert_eq!(node.store.loads.load(Ordering::SeqCst), 2);
     assert_eq!(node.cached.stats().shared_bypasses, 19);
     written.let_through();
-    write.await.unwrap();
+    write.await.unwrap().unwrap();
 }
 
 /// A load past the cache reads the old value and is held up; the write is acknowledged; a read that
@@ -1200,26 +1114,21 @@ async fn past_the_cache_no_read_joins_a_load_that_runs(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("old")).await.unwrap();
-    let (written, write) = held_write(&node, "new").await;
-    let load = Gate::shut();
-    let slow = tokio::spawn({
-        let (node, load) = (node.clone(), load.clone());
-        async move { node.read_slowly("a", load).await.value }
-    });
-    load.arrival().await;
+    let (written, write) = node.held_write("a", Some("new")).await;
+    let (load, slow) = node.held_read("a").await;
     written.let_through();
-    write.await.unwrap();
+    write.await.unwrap().unwrap();
     // A second write, so that the next read goes past the cache as well.
-    let (later, second) = held_write(&node, "newer").await;
+    let (later, second) = node.held_write("a", Some("newer")).await;
     let next = tokio::spawn({
         let node = node.clone();
         async move { node.value("a").await }
     });
     load.let_through();
-    assert_eq!(slow.await.unwrap(), Some(Json("old".into())));
+    assert_eq!(slow.await.unwrap().value, Some(Json("old".into())));
     assert_eq!(next.await.unwrap().as_deref(), Some("new"));
     later.let_through();
-    second.await.unwrap();
+    second.await.unwrap().unwrap();
 }
 
 async fn one_load_too_many_is_refused_at_once(pair: Pair) {
@@ -1229,18 +1138,13 @@ async fn one_load_too_many_is_refused_at_once(pair: Pair) {
         ..Settings::default()
     };
     let node = ground.node_with(settings).await;
-    let load = Gate::shut();
-    let first = tokio::spawn({
-        let (node, load) = (node.clone(), load.clone());
-        async move { node.read_slowly("a", load).await.outcome }
-    });
-    load.arrival().await;
+    let (load, first) = node.held_read("a").await;
     assert_eq!(node.cached.stats().loads_under_way, 1);
     let refused = read_for(&node, "b", Duration::ZERO).await;
     assert!(matches!(refused, Err(ReadError::Overloaded)), "{refused:?}");
     assert_eq!(node.cached.stats().refused_reads, 1);
     load.let_through();
-    assert_eq!(first.await.unwrap(), ReadOutcome::Filled);
+    assert_eq!(first.await.unwrap().outcome, ReadOutcome::Filled);
     assert_eq!(
         read_for(&node, "b", Duration::ZERO).await.unwrap(),
         ReadOutcome::Filled

@@ -18,30 +18,63 @@ use support::{Ground, Node, Pair, Store, pool_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use writethrough::postgres::UnfitDatabase;
-use writethrough::{
-    Fence, PostgresFence, ReadOutcome, RedisCache, RedisSettings, Settings, WriteError,
-    WriteThrough,
-};
-use writethrough_testbed::{Link, Postgres, Redis, Testbed};
+use writethrough::{Fence, PostgresFence, ReadOutcome, Settings, WriteError};
+use writethrough_testbed::{Link, Postgres, Testbed};
 
-/// A node that reaches its database, for items and for the epoch, through one link: as behind a name
-/// or a list of hosts that leads to whoever is the primary.
-async fn node_behind(link: &Link, postgres: &Postgres, redis: &Redis) -> Node {
-    let url = link.url_for(&postgres.url());
-    let cache = RedisCache::connect(RedisSettings::new(redis.url())).unwrap();
-    let fence: Arc<dyn Fence> = Arc::new(PostgresFence::new(pool_of(&url, 2)));
-    let cached = WriteThrough::start(Settings::default(), Arc::new(cache), fence.clone()).unwrap();
-    let store = Store {
-        pool: Some(pool_of(&url, 8)),
-        ..Store::in_memory()
-    };
-    let node = Node {
-        cached,
-        fence,
-        store,
-    };
-    until("the cache is in use", async || node.cached.uses_cache()).await;
-    node
+/// A primary that a standby follows, and one link to whoever is the primary: as behind a name or a
+/// list of hosts.
+struct Failover {
+    ground: Ground,
+    standby: Postgres,
+    link: Link,
+    _testbed: Testbed,
+}
+
+impl Failover {
+    async fn new() -> Self {
+        let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+        let primary = ground.own_postgres.as_ref().unwrap();
+        let testbed = Testbed::new().await.unwrap();
+        let standby = testbed.postgres_standby_of(primary).await.unwrap();
+        let link = testbed.link(primary.addr()).await.unwrap();
+        Self {
+            ground,
+            standby,
+            link,
+            _testbed: testbed,
+        }
+    }
+
+    fn primary(&self) -> &Postgres {
+        self.ground.own_postgres.as_ref().unwrap()
+    }
+
+    /// Waits until the standby has all that was written.
+    async fn standby_follows(&self) {
+        let follows = self.standby.wait_caught_up_with(self.primary());
+        follows.await.unwrap();
+    }
+
+    /// The standby takes over with what it has; the link leads to it from now on.
+    async fn promote(&self) {
+        self.standby.promote().await.unwrap();
+        self.link.retarget(self.standby.addr());
+        self.link.reset();
+    }
+
+    /// A node that reaches its database, for items and for the epoch, through the link.
+    async fn node(&self) -> Node {
+        let url = self.link.url_for(&self.primary().url());
+        let fence: Arc<dyn Fence> = Arc::new(PostgresFence::new(pool_of(&url, 2)));
+        let settings = Settings::default();
+        let mut node = self.ground.start(settings, self.ground.cache(), fence);
+        node.store = Store {
+            pool: Some(pool_of(&url, 8)),
+            ..Store::in_memory()
+        };
+        until("the cache is in use", async || node.cached.uses_cache()).await;
+        node
+    }
 }
 
 /// A value as the store has it, over a connection that may have to be made anew.
@@ -56,31 +89,22 @@ async fn in_store(postgres: &Postgres, id: &str) -> Option<String> {
 /// afterwards too, would serve the lost value as a hit until the TTL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_failover_has_lost_is_not_served_from_the_cache() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
-    let (primary, redis) = (
-        ground.postgres.as_ref().unwrap(),
-        ground.redis.as_ref().unwrap(),
-    );
-    let testbed = Testbed::new().await.unwrap();
-    let standby = testbed.postgres_standby_of(primary).await.unwrap();
-    let link = testbed.link(primary.addr()).await.unwrap();
-    let nodes = [
-        node_behind(&link, primary, redis).await,
-        node_behind(&link, primary, redis).await,
-    ];
+    let failover = Failover::new().await;
+    let nodes = [failover.node().await, failover.node().await];
     nodes[0].write("a", Some("kept")).await.unwrap();
-    standby.wait_caught_up_with(primary).await.unwrap();
-    standby.replication_link().unwrap().stall();
+    failover.standby_follows().await;
+    failover.standby.replication_link().unwrap().stall();
     nodes[0].write("a", Some("lost")).await.unwrap();
     assert_eq!(nodes[1].read("a").await.outcome, ReadOutcome::Hit);
     let before = nodes[0].cached.status();
 
-    primary.kill().await.unwrap();
-    standby.promote().await.unwrap();
-    link.retarget(standby.addr());
-    link.reset();
-    assert_eq!(in_store(&standby, "a").await.as_deref(), Some("kept"));
-    let late = node_behind(&link, &standby, redis).await;
+    failover.primary().kill().await.unwrap();
+    failover.promote().await;
+    assert_eq!(
+        in_store(&failover.standby, "a").await.as_deref(),
+        Some("kept")
+    );
+    let late = failover.node().await;
     let all = [&nodes[0], &nodes[1], &late];
     for node in all {
         until("the node uses the cache in the new history", async || {
@@ -104,22 +128,13 @@ async fn what_a_failover_has_lost_is_not_served_from_the_cache() {
 /// Two primaries and one Redis: what is filled on the isolated side would be a hit on the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_primaries_share_no_key() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
-    let (old, redis) = (
-        ground.postgres.as_ref().unwrap(),
-        ground.redis.as_ref().unwrap(),
-    );
-    let testbed = Testbed::new().await.unwrap();
-    let standby = testbed.postgres_standby_of(old).await.unwrap();
-    let link = testbed.link(old.addr()).await.unwrap();
-    let isolated = ground.node().await;
-    let moved = node_behind(&link, old, redis).await;
+    let failover = Failover::new().await;
+    let isolated = failover.ground.node().await;
+    let moved = failover.node().await;
     isolated.write("a", Some("common")).await.unwrap();
-    standby.wait_caught_up_with(old).await.unwrap();
+    failover.standby_follows().await;
     let before = moved.cached.status();
-    standby.promote().await.unwrap();
-    link.retarget(standby.addr());
-    link.reset();
+    failover.promote().await;
     until("the other side is in its own history", async || {
         moved.cached.status().history != before.history && moved.cached.uses_cache()
     })
@@ -139,8 +154,8 @@ async fn two_primaries_share_no_key() {
 /// guard must not let a write of that epoch pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_guard_refuses_a_row_of_another_history() {
-    let ground = Ground::new(Pair::MemoryPostgres).await;
-    let primary = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+    let primary = ground.own_postgres.as_ref().unwrap();
     let testbed = Testbed::new().await.unwrap();
     let standby = testbed.postgres_standby_of(primary).await.unwrap();
     standby.wait_caught_up_with(primary).await.unwrap();
@@ -171,8 +186,8 @@ async fn the_guard_refuses_a_row_of_another_history() {
 /// A copy of the data folder without recovery keeps its timeline; the number went back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_number_that_goes_back_begins_a_new_history() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
-    let postgres = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
     let node = ground.node().await;
     node.write("a", Some("lost")).await.unwrap();
     let before = node.cached.status();
@@ -197,24 +212,14 @@ async fn a_number_that_goes_back_begins_a_new_history() {
 /// written last. A read that begins when the new history is in use returns what the database has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_under_load_leaves_nothing_stale() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
-    let (primary, redis) = (
-        ground.postgres.as_ref().unwrap(),
-        ground.redis.as_ref().unwrap(),
-    );
-    let testbed = Testbed::new().await.unwrap();
-    let standby = testbed.postgres_standby_of(primary).await.unwrap();
-    let link = testbed.link(primary.addr()).await.unwrap();
-    let nodes = [
-        node_behind(&link, primary, redis).await,
-        node_behind(&link, primary, redis).await,
-    ];
+    let failover = Failover::new().await;
+    let nodes = [failover.node().await, failover.node().await];
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let keys: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
     for key in &keys {
         nodes[0].write(key, Some("first")).await.unwrap();
     }
-    standby.wait_caught_up_with(primary).await.unwrap();
+    failover.standby_follows().await;
     let workers: Vec<_> = (0..8)
         .map(|worker| {
             let (node, stop) = (nodes[worker % 2].clone(), stop.clone());
@@ -238,13 +243,11 @@ async fn a_promotion_under_load_leaves_nothing_stale() {
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    standby.replication_link().unwrap().stall();
+    failover.standby.replication_link().unwrap().stall();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let before = nodes[0].cached.status();
-    primary.kill().await.unwrap();
-    standby.promote().await.unwrap();
-    link.retarget(standby.addr());
-    link.reset();
+    failover.primary().kill().await.unwrap();
+    failover.promote().await;
     until("both nodes use the cache in the new history", async || {
         nodes
             .iter()
@@ -259,7 +262,7 @@ async fn a_promotion_under_load_leaves_nothing_stale() {
     }
     println!("{writes} writes tried");
     for key in &keys {
-        let stored = in_store(&standby, key).await;
+        let stored = in_store(&failover.standby, key).await;
         for node in &nodes {
             for _ in 0..2 {
                 assert_eq!(node.value(key).await, stored, "{key}");
@@ -347,8 +350,8 @@ async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown(
         ],
         &["SERROR", "VERROR", "C40003", "Mcompletion unknown"],
     ];
-    let ground = Ground::new(Pair::MemoryPostgres).await;
-    let postgres = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
     let mut node = ground.node().await;
     for (number, error) in ERRORS.into_iter().enumerate() {
         let proxy = answers_with(error, postgres.addr()).await;
@@ -380,8 +383,8 @@ async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown(
 /// polls succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fence_whose_role_may_not_change_the_row_says_so() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
-    let postgres = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
     postgres
         .run(
             "CREATE ROLE reader LOGIN;
@@ -414,8 +417,8 @@ async fn a_fence_whose_role_may_not_change_the_row_says_so() {
 /// Hits go on, so nothing else would tell that no write can succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_turned_read_only_is_seen_in_the_status() {
-    let ground = Ground::new(Pair::MemoryPostgres).await;
-    let postgres = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
     let node = ground.node().await;
     node.write("a", Some("kept")).await.unwrap();
     let read_only = async |value: &str| {
@@ -440,7 +443,11 @@ async fn a_primary_that_turned_read_only_is_seen_in_the_status() {
         node.cached.status().refused_change.is_none()
     })
     .await;
-    node.write("a", Some("written")).await.unwrap();
+    // Each connection of the pool learns it by itself.
+    until("writes succeed", async || {
+        node.write("a", Some("written")).await.is_ok()
+    })
+    .await;
 }
 
 async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {
@@ -449,8 +456,8 @@ async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_locks_work_passes_its_test() {
-    let ground = Ground::new(Pair::MemoryPostgres).await;
-    let postgres = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
     let pool = pool_of(&postgres.url(), 2);
     let [mut holder, mut waiter] = clients(&pool).await;
     PostgresFence::self_test(&mut holder, &mut waiter)
@@ -466,8 +473,8 @@ async fn a_server_whose_locks_work_passes_its_test() {
 /// snapshot that they began with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason() {
-    let ground = Ground::new(Pair::MemoryPostgres).await;
-    let postgres = ground.postgres.as_ref().unwrap();
+    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
     // Found before pg_catalog, as such an engine's own functions would be.
     let silenced = "
         CREATE SCHEMA silent;

@@ -9,10 +9,11 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use support::{Ground, Node, Pair, until};
-use writethrough::cache::SessionWatch;
+use writethrough::cache::{Session, SessionWatch};
 use writethrough::{
     Bypass, Cache, CacheError, Commit, Json, Key, ReadOutcome, RedisCache, RedisSettings, Settings,
     Unavailable, WriteError, WriteSet,
@@ -26,14 +27,13 @@ fn connect(url: &str) -> (RedisCache, SessionWatch) {
     (cache, sessions)
 }
 
+async fn session_of(sessions: &mut SessionWatch) -> Arc<dyn Session> {
+    let session = sessions.wait_for(Option::is_some).await.unwrap();
+    session.clone().unwrap()
+}
+
 async fn server_of(sessions: &mut SessionWatch) -> String {
-    let session = sessions
-        .wait_for(Option::is_some)
-        .await
-        .unwrap()
-        .clone()
-        .unwrap();
-    session.server().to_string()
+    session_of(sessions).await.server().to_string()
 }
 
 #[tokio::test]
@@ -91,12 +91,7 @@ async fn a_server_that_takes_no_writes_is_no_cache() {
     let testbed = Testbed::new().await.unwrap();
     let redis = testbed.redis().await.unwrap();
     let (_cache, mut sessions) = connect(&redis.url());
-    let session = sessions
-        .wait_for(Option::is_some)
-        .await
-        .unwrap()
-        .clone()
-        .unwrap();
+    let session = session_of(&mut sessions).await;
     redis.set_maxmemory(1, "noeviction").await.unwrap();
     let refused = session
         .begin(&["k".into()], Token(1), Duration::from_secs(1))
@@ -115,12 +110,7 @@ async fn a_paused_server_costs_one_deadline_and_is_then_left_alone() {
     let testbed = Testbed::new().await.unwrap();
     let redis = testbed.redis().await.unwrap();
     let (_cache, mut sessions) = connect(&redis.url());
-    let session = sessions
-        .wait_for(Option::is_some)
-        .await
-        .unwrap()
-        .clone()
-        .unwrap();
+    let session = session_of(&mut sessions).await;
     redis.pause().await.unwrap();
     let started = Instant::now();
     let answer = session.get("k").await;
@@ -141,12 +131,7 @@ async fn scripts_are_loaded_again_when_the_server_forgot_them() {
     let testbed = Testbed::new().await.unwrap();
     let redis = testbed.redis().await.unwrap();
     let (_cache, mut sessions) = connect(&redis.url());
-    let session = sessions
-        .wait_for(Option::is_some)
-        .await
-        .unwrap()
-        .clone()
-        .unwrap();
+    let session = session_of(&mut sessions).await;
     redis.order(&["SCRIPT", "FLUSH"]).await.unwrap();
     session
         .begin(&["a".into(), "b".into()], Token(1), Duration::from_secs(9))
@@ -165,12 +150,7 @@ async fn foreign_keys_are_neither_believed_nor_cleared() {
     let testbed = Testbed::new().await.unwrap();
     let redis = testbed.redis().await.unwrap();
     let (_cache, mut sessions) = connect(&redis.url());
-    let session = sessions
-        .wait_for(Option::is_some)
-        .await
-        .unwrap()
-        .clone()
-        .unwrap();
+    let session = session_of(&mut sessions).await;
     redis
         .order(&["SET", "item:1@7", "{\"id\":1}"])
         .await
@@ -324,7 +304,7 @@ async fn a_right_that_is_missed_later_is_named_and_the_cache_does_not_flap() {
     let ground = Ground::new(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let url = user(redis, &format!("~writethrough:* {LISTED}")).await;
-    let cache = std::sync::Arc::new(RedisCache::connect(RedisSettings::new(url)).unwrap());
+    let cache = Arc::new(RedisCache::connect(RedisSettings::new(url)).unwrap());
     let node = ground.start(Settings::default(), cache.clone(), ground.fence());
     until("the cache is in use", async || node.cached.uses_cache()).await;
     node.write("a", Some("one")).await.unwrap();
@@ -448,12 +428,7 @@ async fn commands_of_one_step_share_a_round_trip() {
     settings.connect_timeout = Duration::from_secs(5);
     let cache = RedisCache::connect(settings).unwrap();
     let mut sessions = cache.sessions();
-    let session = sessions
-        .wait_for(Option::is_some)
-        .await
-        .unwrap()
-        .clone()
-        .unwrap();
+    let session = session_of(&mut sessions).await;
     link.delay(Duration::from_millis(100));
     let round = async |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
         let started = Instant::now();
@@ -541,7 +516,7 @@ async fn walking_100_000_keys_never_holds_redis_up() {
     let mut settings = RedisSettings::new(redis.url());
     // A busy machine must not end the walk.
     settings.command_timeout = support::PATIENCE;
-    let cache = std::sync::Arc::new(RedisCache::connect(settings).unwrap());
+    let cache = Arc::new(RedisCache::connect(settings).unwrap());
     let node = ground.start(Settings::default(), cache, ground.fence());
     until("the cache is in use", async || node.cached.uses_cache()).await;
     let key = node.cache_key("' .. i .. '");
@@ -592,7 +567,7 @@ async fn walking_100_000_keys_never_holds_redis_up() {
 
 /// The slowest of the PINGs sent one after the other while `work` runs.
 async fn pings(redis: &Redis, work: impl Future<Output = ()>) -> Duration {
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (stopped, addr) = (stop.clone(), redis.addr());
     let pinging = std::thread::spawn(move || {
         let mut connection = TcpStream::connect(addr).unwrap();
@@ -630,7 +605,7 @@ async fn a_write_announced_on_two_connections_leaves_no_value() {
     let mut settings = RedisSettings::new(link.url_for(&redis.url()));
     // The reply must be lost with the connection, not given up on before.
     settings.command_timeout = support::PATIENCE;
-    let cache = std::sync::Arc::new(RedisCache::connect(settings).unwrap());
+    let cache = Arc::new(RedisCache::connect(settings).unwrap());
     let patient = Settings {
         reconnect_grace: support::PATIENCE,
         ..Settings::default()
@@ -694,7 +669,7 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     nodes[0].write("a", Some("new")).await.unwrap();
     let epoch = nodes[0].cached.status().epoch;
 
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = nodes
         .iter()
         .map(|node| {
@@ -871,12 +846,7 @@ async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
         assert_eq!(status.epoch, epoch, "{words:?}: {status:?}");
         assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit, "{words:?}");
         // It comes between the announcement and the end.
-        let gate = support::Gate::shut();
-        let writer = tokio::spawn({
-            let (node, gate) = (node.clone(), gate.clone());
-            async move { node.write_slowly("a", Some("two"), gate).await }
-        });
-        gate.arrival().await;
+        let (gate, writer) = node.held_write("a", Some("two")).await;
         redis.order(&["DEL", words[1]]).await.unwrap();
         redis.order(&words).await.unwrap();
         gate.let_through();
@@ -953,7 +923,7 @@ async fn a_long_reply_over_a_slow_link_costs_neither_a_write_nor_the_epoch() {
     let redis = ground.redis.as_ref().unwrap();
     let link = ground.link_to_redis().await;
     let settings = RedisSettings::new(link.url_for(&redis.url()));
-    let cache = std::sync::Arc::new(RedisCache::connect(settings).unwrap());
+    let cache = Arc::new(RedisCache::connect(settings).unwrap());
     let node = ground.start(Settings::default(), cache, ground.fence());
     until("the cache is in use", async || node.cached.uses_cache()).await;
     let epoch = node.cached.status().epoch;
@@ -1043,14 +1013,9 @@ async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing()
     };
     let before = clients().await;
     let dropped = ground.node().await;
-    let fence = std::sync::Arc::downgrade(&dropped.fence);
+    let fence = Arc::downgrade(&dropped.fence);
     assert_eq!(clients().await, before + 2);
-    let gate = support::Gate::shut();
-    let writer = tokio::spawn({
-        let (node, gate) = (dropped.clone(), gate.clone());
-        async move { drop(node.write_slowly("a", Some("one"), gate).await) }
-    });
-    gate.arrival().await;
+    let (gate, writer) = dropped.held_write("a", Some("one")).await;
     // Its caller gives up, and with it goes the last handle; the write itself goes on.
     drop(dropped);
     writer.abort();
@@ -1082,7 +1047,7 @@ async fn a_node_that_is_late_itself_does_not_end_the_epoch() {
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
     let epoch = node.cached.status().epoch;
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let hogs: Vec<_> = (0..3)
         .map(|_| {
             let stop = stop.clone();

@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, Pool};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
+use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
 use writethrough::{
     Cache, Commit, Fence, Guard, Json, Key, LocalFence, MemoryCache, OpError, PostgresFence, Read,
-    RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough, Written, postgres,
+    ReadOutcome, RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough, Written,
+    postgres,
 };
 use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
@@ -42,13 +44,47 @@ pub enum Pair {
     RedisPostgres,
 }
 
+impl Pair {
+    fn uses_redis(self) -> bool {
+        matches!(self, Self::RedisLocal | Self::RedisPostgres)
+    }
+
+    fn uses_postgres(self) -> bool {
+        matches!(self, Self::MemoryPostgres | Self::RedisPostgres)
+    }
+}
+
 /// A pair's servers; engines of several nodes can be started on them.
 pub struct Ground {
     pub pair: Pair,
     _testbed: Option<Testbed>,
     pub redis: Option<Redis>,
-    pub postgres: Option<Postgres>,
+    /// The Postgres server, where it is the test's own.
+    pub own_postgres: Option<Postgres>,
+    /// Where the test's database is.
+    pub database: Option<String>,
     pub store: Store,
+}
+
+/// An empty database of the test's own, in a server that the process' tests share: to start a server
+/// takes a second, and each test on a pair with Postgres needs one. An epoch row, a guard's lock and a
+/// history belong to one database; a test that changes the server has a server of its own.
+async fn database() -> String {
+    static SHARED: OnceCell<(Testbed, Postgres)> = OnceCell::const_new();
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let start = || async {
+        let testbed = Testbed::new().await.unwrap();
+        let postgres = testbed.postgres().await.unwrap();
+        (testbed, postgres)
+    };
+    let (_, postgres) = SHARED.get_or_init(start).await;
+    let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::SeqCst));
+    let url = postgres.url();
+    let client = pool_of(&url, 1).get().await.unwrap();
+    let create = format!("CREATE DATABASE {name}");
+    client.batch_execute(&create).await.unwrap();
+    let (server, _) = url.rsplit_once('/').unwrap();
+    format!("{server}/{name}")
 }
 
 /// The source of truth: one row of text a key.
@@ -143,28 +179,39 @@ impl Store {
 
 impl Ground {
     pub async fn new(pair: Pair) -> Self {
-        let uses_redis = matches!(pair, Pair::RedisLocal | Pair::RedisPostgres);
-        let uses_postgres = matches!(pair, Pair::MemoryPostgres | Pair::RedisPostgres);
-        let testbed = match uses_redis || uses_postgres {
-            true => Some(Testbed::new().await.unwrap()),
+        let database = match pair.uses_postgres() {
+            true => Some(database().await),
             false => None,
         };
-        let (mut redis, mut postgres, mut pool) = (None, None, None);
-        if let Some(testbed) = &testbed {
-            if uses_redis {
-                redis = Some(testbed.redis().await.unwrap());
-            }
-            if uses_postgres {
-                let server = testbed.postgres().await.unwrap();
-                let connections = pool_of(&server.url(), 8);
-                let mut client = connections.get().await.unwrap();
-                PostgresFence::migrate(&mut client).await.unwrap();
-                let table = "CREATE TABLE rows (key text PRIMARY KEY, value text NOT NULL)";
-                client.batch_execute(table).await.unwrap();
-                drop(client);
-                pool = Some(connections);
-                postgres = Some(server);
-            }
+        Self::on(pair, database, None).await
+    }
+
+    /// With a Postgres server of its own, to be promoted, killed or reconfigured.
+    pub async fn with_own_postgres(pair: Pair) -> Self {
+        let testbed = Testbed::new().await.unwrap();
+        let postgres = testbed.postgres().await.unwrap();
+        Self::on(pair, Some(postgres.url()), Some((testbed, postgres))).await
+    }
+
+    async fn on(pair: Pair, database: Option<String>, own: Option<(Testbed, Postgres)>) -> Self {
+        let (mut testbed, own_postgres) = own.unzip();
+        let mut redis = None;
+        if pair.uses_redis() {
+            let testbed = match &testbed {
+                Some(testbed) => testbed,
+                None => testbed.insert(Testbed::new().await.unwrap()),
+            };
+            redis = Some(testbed.redis().await.unwrap());
+        }
+        let pool = database.as_deref().map(|url| pool_of(url, 8));
+        if let Some(pool) = &pool {
+            let mut client = pool.get().await.unwrap();
+            PostgresFence::migrate(&mut client).await.unwrap();
+            let table = "CREATE TABLE rows (key text PRIMARY KEY, value text NOT NULL)";
+            client.batch_execute(table).await.unwrap();
+            // No node has ever held a lease here, so nobody has to observe the first epoch.
+            let settle = "UPDATE writethrough.epoch SET settled = true";
+            client.batch_execute(settle).await.unwrap();
         }
         let store = Store {
             pool,
@@ -174,7 +221,8 @@ impl Ground {
             pair,
             _testbed: testbed,
             redis,
-            postgres,
+            own_postgres,
+            database,
             store,
         }
     }
@@ -192,9 +240,9 @@ impl Ground {
     }
 
     pub fn fence(&self) -> Arc<dyn Fence> {
-        match &self.postgres {
+        match &self.database {
             None => Arc::new(LocalFence::new()),
-            Some(postgres) => Arc::new(PostgresFence::new(pool_of(&postgres.url(), 2))),
+            Some(url) => Arc::new(PostgresFence::new(pool_of(url, 2))),
         }
     }
 
@@ -269,6 +317,21 @@ impl Node {
         self.write_slowly(id, value, Gate::open()).await
     }
 
+    /// Such a read on a task of its own: it waits now, until the gate is opened.
+    pub async fn held_read(&self, id: &str) -> (Arc<Gate>, JoinHandle<Read<Json<String>>>) {
+        let (node, id) = (self.clone(), id.to_owned());
+        held(|gate| async move { node.read_slowly(&id, gate).await }).await
+    }
+
+    /// Many reads at once, each on a task of its own.
+    pub fn readers(&self, id: &str, count: usize) -> Vec<JoinHandle<ReadOutcome>> {
+        let read = || {
+            let (node, id) = (self.clone(), id.to_owned());
+            tokio::spawn(async move { node.read(&id).await.outcome })
+        };
+        (0..count).map(|_| read()).collect()
+    }
+
     /// A write that waits at the gate before it touches the store.
     pub async fn write_slowly(
         &self,
@@ -296,6 +359,28 @@ impl Node {
             })
             .await
     }
+
+    /// Such a write on a task of its own: announced, so that reads of the key go past the cache, and
+    /// not in the store yet.
+    pub async fn held_write(
+        &self,
+        id: &str,
+        value: Option<&'static str>,
+    ) -> (Arc<Gate>, JoinHandle<Outcome<()>>) {
+        let (node, id) = (self.clone(), id.to_owned());
+        held(|gate| async move { node.write_slowly(&id, value, gate).await }).await
+    }
+}
+
+/// Starts something that passes a gate, on a task of its own, and returns when it waits there.
+pub async fn held<F>(start: impl FnOnce(Arc<Gate>) -> F) -> (Arc<Gate>, JoinHandle<F::Output>)
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let gate = Gate::shut();
+    let task = tokio::spawn(start(gate.clone()));
+    gate.arrival().await;
+    (gate, task)
 }
 
 /// Holds up whoever passes until it is opened, and tells when somebody is there.
