@@ -100,17 +100,9 @@ fn explore(bounds: Bounds, threads: usize) -> Option<usize> {
 
 fn schedules() {
     for mutant in Mutant::NEEDED {
-        let checker = Search::new(mutant.search())
-            .checker()
-            .finish_when(HasDiscoveries::AnyFailures)
-            .spawn_bfs()
-            .join();
         println!("\n{}:", mutant.words());
-        if let Some(path) = checker.discovery(NEVER_STALE) {
-            let schedule = checker.model().schedule(&path.into_actions());
-            for (place, line) in schedule.iter().enumerate() {
-                println!("{:>4}  {line}", place + 1);
-            }
+        for (place, line) in mutant.schedule().into_iter().flatten().enumerate() {
+            println!("{:>4}  {line}", place + 1);
         }
     }
 }

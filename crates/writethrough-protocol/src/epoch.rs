@@ -14,55 +14,46 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Names one history of the database: a random id made with the epoch row, and made anew when the
-/// database turns out to have another history than the row was written in (a promoted standby, a
-/// restored backup). It is part of every cache key.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HistoryId(Arc<str>);
+/// An id that is compared and shown, and has no other meaning.
+macro_rules! id {
+    ($(#[$about:meta])* $name:ident) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-impl HistoryId {
-    /// Wraps the id that the row holds.
-    #[must_use]
-    pub fn new(id: impl Into<Arc<str>>) -> Self {
-        Self(id.into())
-    }
+        impl $name {
+            /// Wraps the id as the row holds it, or as the server reported it.
+            #[must_use]
+            pub fn new(id: impl Into<Arc<str>>) -> Self {
+                Self(id.into())
+            }
 
-    /// The id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl fmt::Display for HistoryId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+id! {
+    /// Names one history of the database: a random id made with the epoch row, and made anew when
+    /// the database turns out to have another history than the row was written in (a promoted
+    /// standby, a restored backup). It is part of every cache key.
+    HistoryId
 }
 
-/// Names one life of one cache server with one data set: a restart, a restore, a failover, and a data
-/// set taken over from another server always give another one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServerId(Arc<str>);
-
-impl ServerId {
-    /// Wraps the id that the server reported.
-    #[must_use]
-    pub fn new(id: impl Into<Arc<str>>) -> Self {
-        Self(id.into())
-    }
-
-    /// The id as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ServerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+id! {
+    /// Names one life of one cache server with one data set: a restart, a restore, a failover, and
+    /// a data set taken over from another server always give another one.
+    ServerId
 }
 
 /// What an epoch allows.

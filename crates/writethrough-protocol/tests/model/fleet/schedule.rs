@@ -1,12 +1,13 @@
 //! A schedule in words: one line a step.
 
+use stateright::{Checker, HasDiscoveries, Model};
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{KeyState, Token};
 
-use super::Search;
-use super::bounds::Kind;
+use super::bounds::{Kind, Mutant};
 use super::state::{Command, Fleet, Key, Verb, version};
 use super::step::{Action, name, node_name, page_name, server, token_of};
+use super::{NEVER_STALE, Search};
 
 /// The lines of a schedule, when they are wanted.
 #[derive(Debug, Default)]
@@ -35,6 +36,19 @@ impl Log {
     ) {
         let node = node_name(search.bounds.operations[place].node);
         self.line(|| format!("node {node}, {}: {}", search.label(place), words()));
+    }
+}
+
+impl Mutant {
+    /// The shortest schedule to a stale read without this rule, if its search finds one.
+    pub(crate) fn schedule(self) -> Option<Vec<String>> {
+        let checker = Search::new(self.search())
+            .checker()
+            .finish_when(HasDiscoveries::AnyFailures)
+            .spawn_bfs()
+            .join();
+        let path = checker.discovery(NEVER_STALE)?;
+        Some(checker.model().schedule(&path.into_actions()))
     }
 }
 

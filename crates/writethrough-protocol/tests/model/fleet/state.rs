@@ -2,6 +2,7 @@
 //! commands that are still under way.
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use writethrough_protocol::page::Page;
@@ -218,8 +219,9 @@ pub(crate) struct Fleet {
     pub(crate) promoted_at: Option<u64>,
     pub(crate) late_writes: Vec<LateWrite>,
     pub(crate) nodes: [Member; 2],
-    /// By server, then by epoch number less one.
-    pub(crate) caches: [Vec<Cells>; 3],
+    /// By server, then by epoch number less one. Shared with the states before: most steps change
+    /// none of them.
+    pub(crate) caches: [Arc<Vec<Cells>>; 3],
     /// The first server has taken over the contents of the second: it is the third server now.
     pub(crate) replaced: bool,
     /// The server of each epoch so far; `None` for bypass.
@@ -242,7 +244,7 @@ impl Fleet {
 
     pub(crate) fn cells(&mut self, target: Target) -> &mut Cells {
         let place = usize::try_from(target.epoch - 1).unwrap_or(0);
-        &mut self.caches[target.server][place]
+        &mut Arc::make_mut(&mut self.caches[target.server])[place]
     }
 
     /// Whether the database has lost this version.

@@ -1,6 +1,7 @@
 //! Every step of the fleet: which are possible in a state, and what each does. All decisions and
 //! all changes of a key are the crate's own; a mutant is a call left out or given a wrong argument.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use writethrough_protocol::page::{self, Page};
@@ -137,7 +138,9 @@ impl Search {
                 lag: 0,
                 poll: None,
             }),
-            caches: std::array::from_fn(|_| vec![Cells::EMPTY; self.bounds.epochs as usize]),
+            caches: std::array::from_fn(|_| {
+                Arc::new(vec![Cells::EMPTY; self.bounds.epochs as usize])
+            }),
             replaced: false,
             servers: vec![Some(0)],
             late: Vec::new(),
@@ -608,7 +611,7 @@ impl Search {
             s.budget.drift -= 1;
         }
         let now = s.now;
-        for cells in s.caches.iter_mut().flatten() {
+        for cells in s.caches.iter_mut().flat_map(Arc::make_mut) {
             for key in [Key::Item, Key::List] {
                 let state = cells.key(key);
                 *state = std::mem::replace(state, KeyState::Absent).expire(now);
@@ -763,8 +766,11 @@ impl Search {
                 });
             if !live {
                 s.late.retain(|command| command.target.epoch != epoch);
+                let place = usize::try_from(epoch - 1).unwrap_or(0);
                 for cache in &mut s.caches {
-                    cache[usize::try_from(epoch - 1).unwrap_or(0)] = Cells::EMPTY;
+                    if cache[place] != Cells::EMPTY {
+                        Arc::make_mut(cache)[place] = Cells::EMPTY;
+                    }
                 }
             }
         }
