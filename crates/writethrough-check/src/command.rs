@@ -211,8 +211,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Dropping the future ends the workload without a verdict. An interrupt signal during the workload ends it early, and
 /// what was recorded until then is judged.
 pub async fn run(args: CheckArgs) -> anyhow::Result<u8> {
-    let mut stdout = std::io::stdout();
-    run_to(args, &mut stdout).await
+    run_to(args, &mut std::io::stdout(), &mut std::io::stderr()).await
 }
 
 /// An output that may fail without a harm to the verdict, which is the exit code.
@@ -232,16 +231,13 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// Says why the result was not printed, unless its reader has simply gone away.
-    fn finish(mut self) {
+    /// Says to `complaints` why the result was not printed, unless its reader has simply gone away.
+    fn finish(mut self, complaints: &mut impl Write) {
         let _ = self.flush();
         if let Some(error) = self.failed
             && error.kind() != ErrorKind::BrokenPipe
         {
-            let _ = writeln!(
-                std::io::stderr(),
-                "the result could not be printed: {error}"
-            );
+            let _ = writeln!(complaints, "the result could not be printed: {error}");
         }
     }
 }
@@ -264,15 +260,20 @@ impl<W: Write> Write for Printer<W> {
     }
 }
 
-/// The same as [`run`], printing to `out`. When `out` fails, the value is the same.
+/// The same as [`run`], printing to `out`. When `out` fails, the value is the same, and `complaints` is
+/// told why, unless the reader of `out` has gone away.
 ///
 /// # Errors
 ///
 /// As for [`run`].
-pub async fn run_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
+pub async fn run_to(
+    args: CheckArgs,
+    out: &mut impl Write,
+    complaints: &mut impl Write,
+) -> anyhow::Result<u8> {
     let mut printer = Printer { out, failed: None };
     let code = judge_to(args, &mut printer).await;
-    printer.finish();
+    printer.finish(complaints);
     code
 }
 

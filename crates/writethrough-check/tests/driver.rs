@@ -238,8 +238,9 @@ struct Command {
 
 async fn check(arguments: &[&str]) -> (u8, String) {
     let args = Command::parse_from([&["check"], arguments].concat()).args;
-    let mut out = Vec::new();
-    let code = run_to(args, &mut out).await.unwrap();
+    let (mut out, mut complaints) = (Vec::new(), Vec::new());
+    let code = run_to(args, &mut out, &mut complaints).await.unwrap();
+    assert_eq!(String::from_utf8(complaints).unwrap(), "");
     (code, String::from_utf8(out).unwrap())
 }
 
@@ -312,21 +313,31 @@ impl std::io::Write for Gone {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_verdict_stands_when_nobody_reads_it() {
+    use std::io::ErrorKind::{BrokenPipe, StorageFull};
+    let folder = tempfile::tempdir().unwrap();
+    let record = folder.path().join("history").display().to_string();
     for (fault, code) in [(Fault::None, 0), (Fault::StaleReads, 1)] {
         let url = serve(fault).await;
-        for format in [&["--json"][..], &[]] {
+        let options = ["--processes", "12", "--keys", "4", "--operations", "1500"];
+        let driven = [&["--target", &url, "--record", &record], &options[..]].concat();
+        // To drive the operations takes most of the time, so they are driven once.
+        let judged = vec!["--history", &record];
+        let in_json = vec!["--history", &record, "--json"];
+        let mut cases = vec![(driven, 0, StorageFull)];
+        for command in [judged, in_json] {
             for room in [0, 1, 100] {
-                for kind in [
-                    std::io::ErrorKind::BrokenPipe,
-                    std::io::ErrorKind::StorageFull,
-                ] {
-                    let options = ["--processes", "12", "--keys", "4", "--operations", "1500"];
-                    let command = [&["check", "--target", &url], &options[..], format].concat();
-                    let args = Command::parse_from(command).args;
-                    let ended = run_to(args, &mut Gone(room, kind)).await.unwrap();
-                    assert_eq!(ended, code, "{format:?}, {room} bytes, {kind}");
-                }
+                cases.push((command.clone(), room, BrokenPipe));
+                cases.push((command.clone(), room, StorageFull));
             }
+        }
+        for (command, room, kind) in cases {
+            let args = Command::parse_from([&["check"], &command[..]].concat()).args;
+            let (mut out, mut complaints) = (Gone(room, kind), Vec::new());
+            let ended = run_to(args, &mut out, &mut complaints).await.unwrap();
+            assert_eq!(ended, code, "{command:?}, {room} bytes, {kind}");
+            let complaints = String::from_utf8(complaints).unwrap();
+            let told = complaints.starts_with("the result could not be printed: ");
+            assert_eq!(told, kind == StorageFull, "{complaints}");
         }
     }
 }
