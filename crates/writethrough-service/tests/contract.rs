@@ -68,61 +68,47 @@ const CASES: &[Case] = cases![
     the_index_comes_in_two_forms,
 ];
 
-async fn run_all(service: &Service) {
+async fn run_all_on(database: Database, cache: CacheBackend) {
+    let service = Service::start(config(database, cache)).await.cached().await;
     for (name, case) in CASES {
         println!("case: {name}");
-        case(service).await;
+        case(&service).await;
     }
-    support::description::check_answers(service).await;
+    support::description::check_answers(&service).await;
+    service.running.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_the_embedded_pair() {
     let folder = tempfile::tempdir().unwrap();
     let database = Database::Sqlite(folder.path().join("items.db"));
-    let service = Service::start(config(database, CacheBackend::InProcess))
-        .await
-        .cached()
-        .await;
-    run_all(&service).await;
-    service.running.shutdown().await;
+    run_all_on(database, CacheBackend::InProcess).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_postgres_and_redis() {
     let testbed = Testbed::new().await.unwrap();
-    let (postgres, redis) = (
-        testbed.postgres().await.unwrap(),
-        testbed.redis().await.unwrap(),
-    );
-    let backends = (
-        Database::Postgres(postgres.url()),
-        CacheBackend::Redis(redis.url()),
-    );
-    let service = Service::start(config(backends.0, backends.1))
-        .await
-        .cached()
-        .await;
-    run_all(&service).await;
-    service.running.shutdown().await;
+    let (postgres, redis) = tokio::join!(testbed.postgres(), testbed.redis());
+    let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
+    let database = Database::Postgres(postgres.url());
+    run_all_on(database, CacheBackend::Redis(redis.url())).await;
 }
 
-/// What is usual and still right: the store without a cache server, and the cache server without a store.
+/// What is usual and still right: the store without a cache server.
 #[tokio::test(flavor = "multi_thread")]
-async fn on_mixed_pairs() {
+async fn on_postgres_alone() {
     let testbed = Testbed::new().await.unwrap();
-    let (postgres, redis) = (
-        testbed.postgres().await.unwrap(),
-        testbed.redis().await.unwrap(),
-    );
-    for (database, cache) in [
-        (Database::Postgres(postgres.url()), CacheBackend::InProcess),
-        (Database::Temporary, CacheBackend::Redis(redis.url())),
-    ] {
-        let service = Service::start(config(database, cache)).await.cached().await;
-        run_all(&service).await;
-        service.running.shutdown().await;
-    }
+    let postgres = testbed.postgres().await.unwrap();
+    let database = Database::Postgres(postgres.url());
+    run_all_on(database, CacheBackend::InProcess).await;
+}
+
+/// The cache server without a store.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_redis_alone() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    run_all_on(Database::Temporary, CacheBackend::Redis(redis.url())).await;
 }
 
 async fn the_table_starts_with_three_samples(client: &ApiClient) {

@@ -236,6 +236,14 @@ impl Report {
         );
     }
 
+    #[track_caller]
+    fn assert_something_stale(&self) {
+        assert!(
+            !self.stale.is_empty(),
+            "no stale read was found, so this oracle is blind"
+        );
+    }
+
     /// Nothing failed and no write waited too long: what is promised while Postgres is there.
     #[track_caller]
     fn assert_available(&self) {
@@ -584,10 +592,7 @@ async fn the_textbook_is_caught_by_an_old_snapshot() {
     let report = lab
         .under_load(async move { old_snapshot(&under_test).await })
         .await;
-    assert!(
-        !report.stale.is_empty(),
-        "no stale read was found, so this oracle is blind"
-    );
+    report.assert_something_stale();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -597,8 +602,5 @@ async fn the_textbook_is_caught_by_a_lagging_replica() {
     let report = lab
         .under_load(async move { lagging_failover(&under_test).await })
         .await;
-    assert!(
-        !report.stale.is_empty(),
-        "no stale read was found, so this oracle is blind"
-    );
+    report.assert_something_stale();
 }

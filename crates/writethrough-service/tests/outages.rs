@@ -67,10 +67,7 @@ async fn without_redis_it_starts_degraded_and_uses_redis_when_it_comes() {
     let backends = Backends::start().await;
     backends.redis.stop().await.unwrap();
     let service = Service::start(backends.config()).await;
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    service.until_ready().await;
 
     let created = service.post("/items", BODY).await;
     assert_eq!(created.status, 201, "{}", created.text());
@@ -131,10 +128,7 @@ async fn it_listens_before_postgres_is_there_and_serves_when_it_comes() {
     );
     assert_eq!(service.get("/docs").await.status, 200);
     backends.postgres.start().await.unwrap();
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    service.until_ready().await;
     assert_eq!(service.get(&sample()).await.status, 200);
     service.running.shutdown().await;
 }
@@ -229,10 +223,7 @@ async fn a_read_survives_that_its_connection_was_closed() {
         ..backends.config()
     })
     .await;
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    service.until_ready().await;
     for _ in 0..3 {
         let reads = (0..8)
             .map(|_| service.client.clone())
@@ -298,10 +289,7 @@ async fn a_silent_postgres_costs_a_bounded_time() {
         ..backends.config()
     })
     .await;
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    service.until_ready().await;
     backends.link.stall();
     let begun = Instant::now();
     assert_unavailable(&service.get(&sample()).await);
@@ -349,10 +337,7 @@ async fn shutdown_waits_for_requests_but_not_for_idle_connections() {
         ..backends.config()
     };
     let service = Service::start(config).await;
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    service.until_ready().await;
     let mut idle = TcpStream::connect(service.address()).await.unwrap();
     idle.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
         .await
@@ -425,10 +410,7 @@ async fn the_other_modes_do_what_they_say() {
         ..backends.config()
     };
     let off = Service::start(of(Consistency::Off)).await;
-    until("the service is ready", async || {
-        (off.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    off.until_ready().await;
     let path = off.create("Off").await;
     let read = off.get(&path).await;
     assert!(

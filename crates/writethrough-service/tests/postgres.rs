@@ -123,10 +123,7 @@ async fn ready(postgres: &Postgres, consistency: Consistency) -> Service {
         ..config(Database::Postgres(postgres.url()), CacheBackend::InProcess)
     })
     .await;
-    until("the service is ready", async || {
-        (service.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    service.until_ready().await;
     if consistency == Consistency::Strict {
         return service.cached().await;
     }

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
 use super::{json, set};
 use crate::app::App;
@@ -65,8 +66,13 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let mut response = json(status, &body);
-    if !database {
+    condition(status, &body)
+}
+
+/// What the service or one of its probes says; whoever asked may ask again soon when that is a no.
+fn condition(status: StatusCode, body: &impl Serialize) -> Response {
+    let mut response = json(status, body);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
         set(
             response.headers_mut(),
             header::RETRY_AFTER,
@@ -118,15 +124,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Response {
     } else {
         (StatusCode::OK, ProbeStatus::Ok)
     };
-    let mut response = json(status, &ProbeBody { status: word });
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        set(
-            response.headers_mut(),
-            header::RETRY_AFTER,
-            HeaderValue::from_static("1"),
-        );
-    }
-    response
+    condition(status, &ProbeBody { status: word })
 }
 
 /// Tells the metrics.

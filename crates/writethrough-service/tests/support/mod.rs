@@ -152,6 +152,13 @@ impl ApiClient {
         client.send(method, path, headers, None).await
     }
 
+    pub(crate) async fn until_ready(&self) {
+        until("the service is ready", || async {
+            (self.get("/readyz").await.status == 200).then_some(())
+        })
+        .await;
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, &[], None).await
     }
