@@ -2,7 +2,8 @@
 //!
 //! A part is one entry of [`PARTS`]. Parts run in their order; the quick ones come first, and
 //! parts that share compiled crates stand together. The lab's exercises are begun with the tests,
-//! and run beside them. A part that fails does not stop the others, unless they need it. The last line is for machines: `N passed, M failed`, in which every test
+//! and run beside them. A part that fails does not stop the others, unless they need it. The last line
+//! is for machines: `N passed, M failed`, in which every test
 //! counts as one, and every part that is not made of tests.
 
 use std::collections::BTreeMap;
