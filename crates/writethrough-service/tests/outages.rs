@@ -7,13 +7,13 @@ mod support;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Answer, SAMPLE, Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use writethrough::Consistency;
 use writethrough_service::config::{CacheBackend, Config, Database};
-use writethrough_testbed::{Link, Postgres, Redis, Testbed};
+use writethrough_testbed::{ChildSpec, Link, Postgres, Redis, Testbed, free_port};
 
 const BODY: &str = r#"{"name": "Lamp", "price": 24.50}"#;
 
@@ -453,4 +453,56 @@ async fn the_other_modes_do_what_they_say() {
     assert_eq!(textbook.delete(&path).await.status, 200);
     textbook.get(&path).await.problem(404, "item-not-found");
     textbook.running.shutdown().await;
+}
+
+/// A Redis, or a way to it, that closes the connections again and again: told of once a minute, and each
+/// loss that was told of has its end told too.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_lost_again_and_again_are_told_of_once() {
+    let testbed = Testbed::new().await.unwrap();
+    let redis = testbed.redis().await.unwrap();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let command = ChildSpec::new("node", env!("CARGO_BIN_EXE_writethrough"))
+        .args([
+            "serve",
+            "--listen",
+            &listen,
+            "--database",
+            "sqlite::memory:",
+        ])
+        .args(["--cache", &redis.url()]);
+    let node = testbed.child(command).await.unwrap();
+    let mut newest = 0;
+    for _ in 0..8 {
+        // Both connections of a session that is newer than the last.
+        newest = until("the node is connected", async || {
+            let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
+            let list = list.text().unwrap();
+            let ids: Vec<u64> = list
+                .lines()
+                .filter(|line| line.contains("resp=3"))
+                .filter_map(|line| line.split([' ', '=']).nth(1)?.parse().ok())
+                .filter(|id| *id > newest)
+                .collect();
+            // An older session was given up before these were opened.
+            let health = reqwest::get(format!("http://{listen}/health")).await.ok()?;
+            let health: Value = health.json().await.ok()?;
+            let connected = health["dependencies"]["redis"] == "ok" && ids.len() == 2;
+            connected.then(|| ids.into_iter().max().unwrap_or_default())
+        })
+        .await;
+        let kill = ["CLIENT", "KILL", "TYPE", "normal"];
+        redis.command(&kill).await.unwrap();
+    }
+    let count = |text: &str| {
+        let log = node.log_tail(1000);
+        log.lines().filter(|line| line.contains(text)).count()
+    };
+    // Whichever connection is met first, there are two ways at most to say that it is closed.
+    let lost = count("Redis connection lost");
+    assert!((1..=2).contains(&lost), "{}", node.log_tail(30));
+    until("the last end is told", async || {
+        (count("Redis is connected and verified") == lost + 1).then_some(())
+    })
+    .await;
 }

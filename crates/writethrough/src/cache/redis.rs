@@ -1,8 +1,9 @@
 //! The Redis cache: two multiplexed, verified connections that are made anew when one fails.
 //!
-//! One carries values and pages, the other the small commands and answers of writes, leases and checks.
-//! So a long reply, which may take longer than a command's deadline on a slow link, delays reads alone,
-//! and those go to the store; it never costs a write its answer, or all nodes the epoch.
+//! One carries what reads do, values and pages among it, the other the small commands and answers of
+//! writes and checks. So a long reply, which may take longer than a command's deadline on a slow link,
+//! delays reads alone, and those go to the store; it never costs a write its answer, or all nodes the
+//! epoch.
 //!
 //! A connection is used only after the server has told who it is, that it is a master, that it is
 //! not loading, and has accepted a write. It never reconnects under the hood: a lost connection ends
@@ -769,9 +770,11 @@ struct Signs {
 /// Which of its two connections a command takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lane {
-    /// Small commands with small answers.
+    /// What writes wait for, checks, and walks: small commands with small answers.
     Control,
-    /// What carries values and pages, in either direction.
+    /// What reads do: values and pages in either direction, and the leases to fill them. The answers
+    /// come in the order in which the server has carried the commands out, so whoever was told of a
+    /// lease hears of it before its holder hears that its fill was taken, and shares that load.
     Values,
 }
 
@@ -1327,7 +1330,7 @@ impl Session for RedisSession {
             .arg("GET")
             .arg("PX")
             .arg(millis(lease));
-        Ok(match state_of(self.command(Lane::Control, &set).await?)? {
+        Ok(match state_of(self.command(Lane::Values, &set).await?)? {
             KeyState::Absent => Acquire::Acquired,
             KeyState::FillLease(holder) if holder == token => Acquire::Acquired,
             state => Acquire::Held(state),
@@ -1361,7 +1364,7 @@ impl Session for RedisSession {
     async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
         let mut break_fill = evalsha(&self.scripts.break_fill, &[key]);
         break_fill.arg(&token.encode());
-        Ok(self.script(Lane::Control, break_fill).await? == 1)
+        Ok(self.script(Lane::Values, break_fill).await? == 1)
     }
 
     async fn begin(
