@@ -12,6 +12,8 @@ use tokio_postgres::error::SqlState;
 
 use super::connections::Connections;
 
+/// How long the room that was made has time to be there.
+const MAKING: Duration = Duration::from_millis(500);
 /// What to do about it.
 pub(super) const MAKE_ROOM: &str = "lower --database-pool-size (DATABASE_POOL_SIZE) of the nodes, or raise \
                                     the limit of the role, the database or the server";
@@ -35,6 +37,8 @@ pub(super) fn is_full(error: &Error) -> bool {
 #[derive(Default)]
 pub(super) struct Room {
     full: Mutex<Option<Full>>,
+    /// When room was last made.
+    made: Mutex<Option<Instant>>,
     giver: OnceLock<Weak<Connections>>,
 }
 
@@ -66,8 +70,14 @@ impl Room {
         let _ = self.giver.set(Arc::downgrade(connections));
     }
 
-    /// Makes room for a connection that the server has refused.
+    /// Makes room for a connection that the server has refused. It takes a moment until there is some, in
+    /// which the next attempts are refused, too.
     pub(super) fn make(&self, reason: &str) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.is_some_and(|at| at.elapsed() < MAKING) {
+            return;
+        }
+        *made = Some(Instant::now());
         if let Some(connections) = self.giver.get().and_then(Weak::upgrade) {
             connections.give_one_up(reason);
         }
