@@ -83,12 +83,12 @@ pub fn form(text: &str) -> String {
     }
 }
 
-/// A text as it may be shown when it was not meant to connect anywhere. A URL was put there by
-/// mistake, and it is hidden.
+/// A text as it may be shown when it was not meant to connect anywhere. A URL, or the part of one that
+/// has a password, was put there by mistake, and it is hidden.
 #[must_use]
 pub fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
-    if text.contains("://") {
+    if text.contains("://") || text.contains('@') {
         return form(text);
     }
     if text.chars().count() > LONGEST {
@@ -165,6 +165,14 @@ mod tests {
             "a text without a scheme, 11 characters"
         );
         assert_eq!(form("x"), "a text without a scheme, 1 character");
+    }
+
+    #[test]
+    fn what_may_hold_a_password_is_shown_by_its_form() {
+        assert_eq!(shown("127.0.0.1:x"), "\"127.0.0.1:x\"");
+        for text in ["redis://h", "u:hunter2@h:6379"] {
+            assert_eq!(shown(text), form(text));
+        }
     }
 
     #[test]

@@ -73,10 +73,16 @@ impl Otlp {
         }
     }
 
-    /// The endpoint as it may be printed: without a query, which may be a secret.
+    /// The endpoint as it may be printed: without a query, and without a path that is not the usual one,
+    /// because receivers that others run take secrets in both.
     #[must_use]
-    pub fn shown(&self) -> &str {
-        self.endpoint.split('?').next().unwrap_or_default()
+    pub fn shown(&self) -> String {
+        let endpoint = self.endpoint.split('?').next().unwrap_or_default();
+        let (scheme, rest) = endpoint.split_once("://").unwrap_or_default();
+        match rest.split_once('/') {
+            None | Some((_, "" | "v1/traces")) => endpoint.to_owned(),
+            Some((place, _)) => format!("{scheme}://{place}/..."),
+        }
     }
 }
 
@@ -645,6 +651,24 @@ mod tests {
     const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
     const OF_TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
     const EXPORTER: &str = "OTEL_TRACES_EXPORTER";
+
+    #[test]
+    fn of_the_endpoint_only_the_place_is_printed_and_the_usual_path() {
+        for (endpoint, shown) in [
+            ("http://h:4318", "http://h:4318/"),
+            ("https://[::1]:4318/", "https://[::1]:4318/"),
+            ("http://h:4318/v1/traces", "http://h:4318/v1/traces"),
+            (
+                "http://h:4318/v1/traces?key=hunter2",
+                "http://h:4318/v1/traces",
+            ),
+            ("https://h/otlp/hunter2/v1/traces", "https://h/..."),
+            ("https://h/hunter2", "https://h/..."),
+        ] {
+            let settings = read(&[(EXACT, endpoint)]).unwrap();
+            assert_eq!(settings.otlp.unwrap().shown(), shown, "{endpoint}");
+        }
+    }
 
     #[test]
     fn traces_go_where_and_how_the_specification_says() {
