@@ -87,7 +87,7 @@ impl fmt::Debug for AdminToken {
 pub enum AllowedHosts {
     /// Every name.
     Any,
-    /// These, in lower case.
+    /// These, in lower case; with a dot before it a name stands for those below it, too.
     Names(Vec<String>),
 }
 
@@ -230,7 +230,11 @@ impl Access {
             || match &self.hosts {
                 None => false,
                 Some(AllowedHosts::Any) => true,
-                Some(AllowedHosts::Names(names)) => names.iter().any(|known| known == name),
+                Some(AllowedHosts::Names(names)) => names.iter().any(|known| {
+                    known == name
+                        || (known.starts_with('.')
+                            && (name.ends_with(known.as_str()) || known[1..] == *name))
+                }),
             }
     }
 }

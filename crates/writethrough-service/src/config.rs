@@ -58,9 +58,10 @@ pub struct ServeArgs {
     )]
     pub admin_token: Option<String>,
 
-    /// Names of this service that a request may have in `Host`, separated by commas, or `*`. IP
-    /// addresses, `localhost` and names without a dot may always be used [default: no other name on
-    /// an address of this machine alone such as 127.0.0.1, every name elsewhere].
+    /// Names of this service that a request may have in `Host`, separated by commas, or `*`;
+    /// `.example.org` stands for all names below it, too. IP addresses, `localhost` and names without a
+    /// dot may always be used [default: no other name on an address of this machine alone such as
+    /// 127.0.0.1, every name elsewhere].
     #[arg(
         long,
         env = "ALLOWED_HOSTS",
@@ -596,7 +597,8 @@ fn parse_allowed_hosts(text: &str) -> Result<AllowedHosts, ConfigError> {
         Err(ConfigError::new(
             setting::ALLOWED_HOSTS,
             text,
-            "use names such as `shop.example.org`, without a port and separated by commas, or `*`",
+            "use names such as `shop.example.org`, or `.example.org` for all below it, without a \
+             port and separated by commas; or `*`",
         ))
     }
 }

@@ -197,7 +197,10 @@ async fn operators_get_in_when_clients_take_all_places() {
 async fn a_name_that_was_made_to_lead_here_is_not_served() {
     let local = start(|_| ()).await;
     let named = start(|config| {
-        config.allowed_hosts = Some(AllowedHosts::Names(vec!["shop.example".to_owned()]));
+        config.allowed_hosts = Some(AllowedHosts::Names(vec![
+            "shop.example".to_owned(),
+            ".all.example".to_owned(),
+        ]));
     })
     .await;
     let open = start(|config| config.listen = ([0, 0, 0, 0], 0).into()).await;
@@ -238,6 +241,11 @@ async fn a_name_that_was_made_to_lead_here_is_not_served() {
         ("localhost", 200),
         ("not.shop.example", 421),
         ("shop.example.evil.example", 421),
+        ("all.example", 200),
+        ("a.b.all.example", 200),
+        ("small.example", 421),
+        ("notall.example", 421),
+        ("all.example.evil.example", 421),
     ] {
         let answer = raw(named.running.addr(), get, &[("host", host)]).await;
         assert_eq!(answer, status, "{host}");
