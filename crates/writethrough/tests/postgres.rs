@@ -381,6 +381,42 @@ async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown(
 
 /// It can read the epoch row and not change it, so it would stay without the cache for ever, and its
 /// polls succeed.
+/// Each poll that found no connection began to make one and was given up before it had its answer, so
+/// the next one found none either: the lease was never renewed, and no read could use or fill the cache.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_to_which_connecting_takes_longer_than_a_poll_may_is_polled_all_the_same() {
+    let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
+    let testbed = Testbed::new().await.unwrap();
+    let link = testbed.link(postgres.addr()).await.unwrap();
+    let pool = pool_of(&link.url_for(&postgres.url()), 2);
+    let settings = Settings {
+        poll_timeout: Duration::from_millis(250),
+        ..Settings::default()
+    };
+    let fence: Arc<dyn Fence> = Arc::new(PostgresFence::new(pool));
+    let node = ground.start(settings, ground.cache(), fence);
+    until("the cache is in use", async || node.cached.uses_cache()).await;
+    node.write("a", Some("value")).await.unwrap();
+    until("a read hits", async || {
+        node.read("a").await.outcome == ReadOutcome::Hit
+    })
+    .await;
+    // One round for the connection, one for the statement, one for the answer.
+    link.delay(Duration::from_millis(120));
+    link.reset();
+    until("its connections are gone", async || {
+        node.cached.status().fence_error.is_some()
+    })
+    .await;
+    until("it is polled again, and a read hits", async || {
+        let hit = node.read("a").await.outcome == ReadOutcome::Hit;
+        hit && node.cached.status().fence_error.is_none()
+    })
+    .await;
+    node.cached.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fence_whose_role_may_not_change_the_row_says_so() {
     let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;

@@ -14,13 +14,14 @@
 //! In a transaction of several statements, `SELECT writethrough.guard($1)` comes first. The
 //! function refuses to run above READ COMMITTED, where it could not see a newer epoch.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_postgres::{Object, Pool};
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use writethrough_protocol::{Epoch, EpochRow, HistoryId, Mode, Proposal, ServerId, Sighting};
 
@@ -126,12 +127,17 @@ pub enum UnfitDatabase {
 const MISSING: &str = "the epoch row is missing; run `DROP SCHEMA IF EXISTS writethrough CASCADE; \
      DROP TABLE IF EXISTS writethrough_schema_history` and start a node, which makes it anew";
 
+/// The longest that a poll on a new connection goes on when nobody waits for it any more.
+const FIRST_POLL: Duration = Duration::from_secs(3);
+
 /// How long the lock of the self-test is waited for, in vain.
 const SELF_TEST_WAIT: Duration = Duration::from_millis(20);
 
 /// Keeps the epoch in Postgres, for any number of nodes.
 pub struct PostgresFence {
     pool: Pool,
+    /// Held by a poll on a new connection.
+    first_poll: Arc<tokio::sync::Mutex<()>>,
     /// The server that passed the test of its locks.
     tested: tokio::sync::Mutex<Option<String>>,
     /// Whether the last poll found the server read-only.
@@ -208,6 +214,7 @@ impl PostgresFence {
     pub fn new(pool: Pool) -> Self {
         Self {
             pool,
+            first_poll: Arc::default(),
             tested: tokio::sync::Mutex::new(None),
             read_only: AtomicBool::new(false),
         }
@@ -321,44 +328,73 @@ impl PostgresFence {
         }
     }
 
+    /// Polls. On a new connection the poll goes on when nobody waits for it any more: where it takes
+    /// longer to connect than a poll may, the next one finds the connection made. Otherwise none would
+    /// ever be.
+    async fn poll_row(&self) -> Result<Option<Row>, FenceError> {
+        const POLL: &str = "SELECT row_seen.*, current_setting('transaction_read_only') = 'on' \
+                            FROM writethrough.row_seen";
+        let runtime = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if self.pool.status().available == 0 => runtime,
+            _ => return self.query(POLL, &[], &[]).await,
+        };
+        let alone = self.first_poll.clone().lock_owned().await;
+        let pool = self.pool.clone();
+        let poll = runtime.spawn(async move {
+            let row = tokio::time::timeout(FIRST_POLL, query(&pool, POLL, &[], &[])).await;
+            drop(alone);
+            row
+        });
+        poll.await.map_err(failed)?.map_err(failed)?
+    }
+
     async fn query(
         &self,
         statement: &str,
         types: &[Type],
-        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>, FenceError> {
-        let lent = Lent(Some(self.pool.get().await.map_err(failed)?));
-        let Some(client) = &lent.0 else {
-            return Ok(None);
-        };
-        let row = async {
-            let prepared = client.prepare_typed_cached(statement, types).await?;
-            client.query_opt(&prepared, parameters).await
-        };
-        let row = row.await.map_err(|error| {
-            // The connection is thrown away; the others must not fail in their turn.
-            if is_stale_statement(&error) {
-                self.pool.manager().statement_caches.clear();
-            }
-            if is_missing(&error) {
-                return FenceError::Broken(format!("{MISSING} ({})", describe(&error)));
-            }
-            failed(error)
-        })?;
-        lent.give_back();
-        Ok(row)
+        query(&self.pool, statement, types, parameters).await
     }
 
     async fn sighting(
         &self,
         statement: &str,
         types: &[Type],
-        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Sighting, FenceError> {
         let row = self.query(statement, types, parameters).await?;
         let row = row.ok_or_else(|| FenceError::Broken(MISSING.to_owned()))?;
         sighting(&row).map_err(failed)
     }
+}
+
+async fn query(
+    pool: &Pool,
+    statement: &str,
+    types: &[Type],
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<Option<Row>, FenceError> {
+    let lent = Lent(Some(pool.get().await.map_err(failed)?));
+    let Some(client) = &lent.0 else {
+        return Ok(None);
+    };
+    let row = async {
+        let prepared = client.prepare_typed_cached(statement, types).await?;
+        client.query_opt(&prepared, parameters).await
+    };
+    let row = row.await.map_err(|error| {
+        // The connection is thrown away; the others must not fail in their turn.
+        if is_stale_statement(&error) {
+            pool.manager().statement_caches.clear();
+        }
+        if is_missing(&error) {
+            return FenceError::Broken(format!("{MISSING} ({})", describe(&error)));
+        }
+        failed(error)
+    })?;
+    lent.give_back();
+    Ok(row)
 }
 
 fn sighting(row: &Row) -> Result<Sighting, tokio_postgres::Error> {
@@ -387,9 +423,7 @@ fn number(epoch: Epoch) -> i64 {
 #[async_trait]
 impl Fence for PostgresFence {
     async fn poll(&self) -> Result<Sighting, FenceError> {
-        const POLL: &str = "SELECT row_seen.*, current_setting('transaction_read_only') = 'on' \
-                            FROM writethrough.row_seen";
-        let row = self.query(POLL, &[], &[]).await?;
+        let row = self.poll_row().await?;
         let row = row.ok_or_else(|| FenceError::Broken(MISSING.to_owned()))?;
         let sighting = sighting(&row).map_err(failed)?;
         let read_only = row.try_get(6).map_err(failed)?;
