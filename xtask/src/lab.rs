@@ -36,17 +36,19 @@ const ATTEMPTS: usize = 3;
 const TICK: Duration = Duration::from_millis(50);
 
 const USAGE: &str = "\
-cargo xtask lab [--page NAME]... [--verbose]
+cargo xtask lab [--page NAME]... [--program FILE] [--verbose]
 
 Runs the commands of the exercises in lab/exercises, without containers.
 
-  --page NAME   only pages whose name begins so, such as 04; may be repeated
-  --verbose     show the commands and their output
+  --page NAME      only pages whose name begins so, such as 04; may be repeated
+  --program FILE   the program `writethrough`; it is built without this option
+  --verbose        show the commands and their output
 ";
 
 /// Runs the task.
 pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
     let mut wanted = Vec::new();
+    let mut program = None;
     let mut verbose = false;
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -56,13 +58,17 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             "-v" | "--verbose" => verbose = true,
+            "--program" => {
+                let file = arguments.next().context("`--program` needs a file")?;
+                program = Some(PathBuf::from(file));
+            }
             "--page" => wanted.push(arguments.next().context("`--page` needs a name")?.clone()),
             other => bail!("`{other}` is not an option of this task\n\n{USAGE}"),
         }
     }
     interrupt::listen();
     let deadline = Instant::now() + Duration::from_secs(30 * 60);
-    let (note, failures) = run(deadline, &wanted, verbose)?;
+    let (note, failures) = run(deadline, &wanted, program.as_deref(), verbose)?;
     println!("{note}");
     for failure in &failures {
         println!("{failure}");
@@ -74,15 +80,20 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Runs the pages whose names begin with one of `wanted`, or all; returns what was done, and what
-/// failed.
+/// Runs the pages whose names begin with one of `wanted`, or all, with this program or one that is
+/// built now; returns what was done, and what failed.
 pub(crate) fn run(
     deadline: Instant,
     wanted: &[String],
+    program: Option<&Path>,
     verbose: bool,
 ) -> anyhow::Result<(String, Vec<String>)> {
     let pages = pages(wanted)?;
-    let mut workshop = Workshop::new(deadline, verbose)?;
+    let program = match program {
+        Some(program) => program.to_owned(),
+        None => build(deadline)?,
+    };
+    let mut workshop = Workshop::new(&program, deadline, verbose)?;
     let mut failures = Vec::new();
     let mut commands = 0;
     for page in &pages {
@@ -324,15 +335,15 @@ struct Workshop {
 }
 
 impl Workshop {
-    fn new(deadline: Instant, verbose: bool) -> anyhow::Result<Self> {
-        let program = build(deadline)?;
+    fn new(program: &Path, deadline: Instant, verbose: bool) -> anyhow::Result<Self> {
         let ground = Ground::new()?;
         let folder = ground.folder().join("lab");
         let programs = folder.join("bin");
         fs::create_dir_all(&programs)?;
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o711))?;
         // A copy, because the program may be built anew meanwhile.
-        fs::copy(&program, programs.join("writethrough"))?;
+        fs::copy(program, programs.join("writethrough"))
+            .with_context(|| format!("cannot copy {}", program.display()))?;
         Ok(Self {
             ground,
             folder,

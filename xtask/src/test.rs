@@ -7,7 +7,7 @@
 //! counts as one, and every part that is not made of tests.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -425,6 +425,13 @@ fn build(run: &mut Run) -> anyhow::Result<Outcome> {
     }
     let count = built.runners.len();
     run.built = Some(built);
+    if with_lab(run) {
+        // An exercise runs it, which must not compile then: alone, its dependencies have other features.
+        let end = run.show(run.cargo(&["build", "-p", "writethrough", "--example", "prices"]))?;
+        if !end.ok() {
+            return Ok(Outcome::Bad(end.describe()));
+        }
+    }
     Ok(Outcome::Good(format!("{count} test binaries")))
 }
 
@@ -434,6 +441,9 @@ struct Built {
     runners: Vec<Runner>,
     /// Runners of documentation tests.
     documentation: Vec<String>,
+    /// The program itself, as the tests have it: built for the lab alone it would be compiled anew,
+    /// with other features of its dependencies.
+    program: Option<PathBuf>,
 }
 
 impl Built {
@@ -451,10 +461,14 @@ impl Built {
             message["manifest_path"].as_str(),
             target["src_path"].as_str(),
         );
-        if message["profile"]["test"] == true
-            && let (Some(program), Some(manifest), Some(source)) = texts
-            && let Some(folder) = Path::new(manifest).parent()
-        {
+        let (Some(program), Some(manifest), Some(source)) = texts else {
+            return true;
+        };
+        if message["profile"]["test"] != true {
+            if target["name"] == "writethrough" && target["kind"][0] == "bin" {
+                self.program = Some(program.into());
+            }
+        } else if let Some(folder) = Path::new(manifest).parent() {
             let package = folder.file_name().unwrap_or_default().to_string_lossy();
             let source = Path::new(source);
             let source = source.strip_prefix(folder).unwrap_or(source).display();
@@ -484,7 +498,7 @@ fn exercises(run: &mut Run) -> anyhow::Result<Outcome> {
     if !with_lab(run) {
         return Ok(Outcome::Good("not of these packages".to_owned()));
     }
-    let (note, failures) = lab::run(run.deadline, &[], run.options.verbose)?;
+    let (note, failures) = lab::run(run.deadline, &[], None, run.options.verbose)?;
     Ok(if failures.is_empty() {
         Outcome::Good(note)
     } else {
@@ -510,6 +524,7 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
     let Built {
         mut runners,
         documentation,
+        program,
     } = built;
     let ground = Ground::new()?;
     if !documentation.is_empty() {
@@ -527,10 +542,12 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
             runner.command.env_remove(variable);
         }
     }
-    if with_lab(run) {
+    if let Some(program) = program
+        && with_lab(run)
+    {
         // A process of its own, with a folder of its own.
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("lab");
+        command.args(["lab", "--program"]).arg(program);
         runners.push(Runner {
             name: runners::LAB.to_owned(),
             command,
@@ -796,6 +813,68 @@ mod unit {
         assert!(!compiling.take("warning: Compiling is not a verb here"));
         assert!(!compiling.take("    Finished `dev` profile"));
         assert_eq!(compiling.count, 2);
+    }
+
+    #[test]
+    fn what_cargo_has_built_is_run_and_everything_else_is_shown() {
+        let artifact = |folder: &str, source: &str, target: &str, test: bool, program: &str| {
+            let message = format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/w/{folder}/Cargo.toml",
+                "target":{{"src_path":"/w/{folder}/{source}",{target}}},
+                "profile":{{"test":{test}}},"executable":{program}}}"#
+            );
+            message.replace('\n', " ")
+        };
+        let lib = r#""kind":["lib"],"name":"writethrough_check","doctest":true"#;
+        let bin = r#""kind":["bin"],"name":"writethrough","doctest":false"#;
+        let test = r#""kind":["test"],"name":"postgres","doctest":false"#;
+        let mut built = Built::default();
+        for message in [
+            artifact("crates/check", "src/lib.rs", lib, false, "null"),
+            artifact("crates/check", "src/lib.rs", lib, true, "\"/t/check-1\""),
+            artifact(
+                "crates/a",
+                "tests/postgres.rs",
+                test,
+                true,
+                "\"/t/postgres-1\"",
+            ),
+            artifact(
+                "crates/b",
+                "tests/postgres.rs",
+                test,
+                true,
+                "\"/t/postgres-2\"",
+            ),
+            artifact(
+                "crates/b",
+                "src/main.rs",
+                bin,
+                true,
+                "\"/t/writethrough-1\"",
+            ),
+            artifact("crates/b", "src/main.rs", bin, false, "\"/t/writethrough\""),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        ] {
+            assert!(built.take(&message), "{message}");
+        }
+        for line in ["warning: unused", "{ braces", ""] {
+            assert!(!built.take(line), "{line}");
+        }
+        let names: Vec<&str> = built.runners.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "check: src/lib.rs",
+                "a: tests/postgres.rs",
+                "b: tests/postgres.rs",
+                "b: src/main.rs"
+            ]
+        );
+        assert_eq!(built.documentation, ["doc tests of writethrough_check"]);
+        assert_eq!(built.program.as_deref(), Some(Path::new("/t/writethrough")));
+        let folder = built.runners[1].command.get_current_dir();
+        assert_eq!(folder, Some(Path::new("/w/crates/a")));
     }
 
     #[test]
