@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use writethrough_testbed::{ChildSpec, Testbed, free_port, until};
 
@@ -29,6 +30,9 @@ const DELAY: Duration = Duration::from_millis(60);
 /// does. It takes three to eight seconds, as busy as the machine is.
 const RECOVERY_SECONDS: usize = 20;
 
+/// One load at a time: they would overload the machine, not only the store.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
 /// What empties the cache while Postgres stalls.
 #[derive(Debug, Clone, Copy)]
 enum Emptied {
@@ -38,6 +42,7 @@ enum Emptied {
 
 /// Hits in each second: three before the stall, and those after it.
 async fn hits(consistency: &str, emptied: Emptied) -> (Vec<u64>, Vec<u64>) {
+    let _alone = ALONE.lock().await;
     let testbed = Testbed::new().await.unwrap();
     let (postgres, redis) = tokio::join!(testbed.postgres(), testbed.redis());
     let (postgres, redis) = (postgres.unwrap(), redis.unwrap());

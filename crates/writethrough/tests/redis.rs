@@ -668,6 +668,8 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     }
     nodes[0].write("a", Some("new")).await.unwrap();
     let epoch = nodes[0].cached.status().epoch;
+    // Now, for the nodes may be in the next epoch before they are asked.
+    let key = nodes[0].cache_key("a");
 
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = nodes
@@ -688,7 +690,6 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     a.wait_caught_up_with(&b).await.unwrap();
     a.promote().await.unwrap();
     // The old value is there, under the key of the epoch.
-    let key = nodes[0].cache_key("a");
     let stored = a.command(&["GET", &key]).await.unwrap().text();
     assert_eq!(
         stored.as_deref(),
