@@ -62,8 +62,8 @@ pub enum MigrateError {
     },
     /// A migration that was made is not the one that this program has under its version.
     #[error(
-        "`{history}` has {found} where this program has {migration}; use the program that made the schema, or \
-         another database"
+        "`{history}` has {found}, which is not this program's {migration}; use the program that made the \
+         schema, or another database"
     )]
     Divergent {
         /// The table of the migrations that were made.
