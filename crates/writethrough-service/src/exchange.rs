@@ -29,7 +29,7 @@ use crate::trace_context::{RequestTrace, TraceParent};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(16);
 
 /// The longest target of a request.
-const TARGET_BYTES: usize = 8 * 1024;
+pub(crate) const TARGET_BYTES: usize = 8 * 1024;
 
 const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 

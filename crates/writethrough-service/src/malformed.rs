@@ -14,6 +14,7 @@ use axum::http::{Method, StatusCode, Version};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::exchange::TARGET_BYTES;
 use crate::metrics::Metrics;
 use crate::problem::{Kind, Problem};
 use crate::trace_context::RequestTrace;
@@ -93,12 +94,35 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Problem> {
         .error("Transfer-Encoding", "must be `chunked`, once, or left out"))
 }
 
+/// How long the first line is of what was received.
+#[derive(Default)]
+struct FirstLine {
+    length: usize,
+    ended: bool,
+}
+
+impl FirstLine {
+    fn add(&mut self, bytes: &[u8]) {
+        if !self.ended {
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            self.ended = end.is_some();
+            self.length += end.unwrap_or(bytes.len());
+        }
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.length > TARGET_BYTES
+    }
+}
+
 /// A connection on which the answers that hyper gives by itself have a body.
 pub struct Explaining<S> {
     stream: S,
     metrics: Arc<Metrics>,
     /// Whether anything was received.
     begun: bool,
+    /// The first line since the last answer.
+    line: FirstLine,
     /// What is left of the answer that is written in place of hyper's.
     instead: Option<Bytes>,
 }
@@ -110,6 +134,7 @@ impl<S> Explaining<S> {
             stream,
             metrics,
             begun: false,
+            line: FirstLine::default(),
             instead: None,
         }
     }
@@ -123,6 +148,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Explaining<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.line.add(&buffer.filled()[before..]);
         if !self.begun {
             self.begun = true;
             // The preface of HTTP/2, which hyper answers with nothing at all; what is no method is
@@ -144,9 +170,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explaining<S> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.instead.is_none() {
-            let Some(status) = bare_refusal(bytes) else {
+            let line = std::mem::take(&mut this.line);
+            let Some(mut status) = bare_refusal(bytes) else {
                 return Pin::new(&mut this.stream).poll_write(context, bytes);
             };
+            // hyper has one bound for the whole head, and says 431 when the target alone is over it.
+            if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE && line.is_too_long() {
+                status = StatusCode::URI_TOO_LONG;
+            }
             this.metrics.unreadable(status);
             this.instead = Some(explained(bytes, status));
         }
@@ -169,7 +200,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Explaining<S> {
     ) -> Poll<io::Result<usize>> {
         match slices {
             [head] => self.poll_write(context, head),
-            _ => Pin::new(&mut self.stream).poll_write_vectored(context, slices),
+            _ => {
+                self.line = FirstLine::default();
+                Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+            }
         }
     }
 
@@ -214,6 +248,7 @@ fn explained(bare: &[u8], status: StatusCode) -> Bytes {
     let trace_id = RequestTrace::new(None, None).to_string();
     let body = problem.body(&trace_id);
     let head = String::from_utf8_lossy(bare);
+    let head = head.replace("431 Request Header Fields Too Large", &status.to_string());
     let headers = format!(
         "\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n\
          x-content-type-options: nosniff\r\nx-trace-id: {trace_id}\r\ncontent-length: {}\r\n",
@@ -285,6 +320,21 @@ mod tests {
                 Some("Transfer-Encoding"),
                 "{coding}"
             );
+        }
+    }
+
+    #[test]
+    fn the_first_line_is_measured_however_it_comes() {
+        let long = "a".repeat(TARGET_BYTES);
+        for (pieces, too_long) in [
+            (&["GET /", &long][..], true),
+            (&["GET /", &long, " HTTP/1.1\r\n"], true),
+            (&["GET / HTTP/1.1\r\nx: ", &long], false),
+            (&["GET / HTTP/1.1\r\n", &long, "\n", &long], false),
+        ] {
+            let mut line = FirstLine::default();
+            pieces.iter().for_each(|piece| line.add(piece.as_bytes()));
+            assert_eq!(line.is_too_long(), too_long);
         }
     }
 
