@@ -579,6 +579,11 @@ impl Collector for LiveCollector {
                 stats.refused_reads,
             ),
             (
+                "writethrough_refused_writes",
+                "Writes that were refused: others of the same item or list took all turns",
+                stats.refused_writes,
+            ),
+            (
                 "writethrough_renewed_leases",
                 "Fill leases renewed while their load ran",
                 stats.renewed_leases,

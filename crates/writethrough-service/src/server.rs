@@ -57,6 +57,10 @@ const NEW_NAME: Duration = Duration::from_secs(10);
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Loads at once for each connection to the database; they wait for one a second at most.
 const LOADS_PER_CONNECTION: usize = 64;
+/// Announced writes for each connection to the database: enough to keep it busy.
+const WRITERS_PER_CONNECTION: usize = 4;
+/// The most announced writes.
+const MAX_WRITERS: usize = 1024;
 /// Connections of operators; they have places of their own, so that no crowd of clients keeps them out.
 const ADMIN_CONNECTIONS: usize = 64;
 /// Connections for the fence: one for the poll, one for everything else.
@@ -139,6 +143,7 @@ impl Server {
             max_value_bytes: config.cache_max_value_bytes,
             max_page_bytes: config.cache_max_page_bytes,
             max_loads: config.database_pool_size * LOADS_PER_CONNECTION,
+            max_writers: (config.database_pool_size * WRITERS_PER_CONNECTION).min(MAX_WRITERS),
             ..Settings::default()
         };
         settings.validate()?;

@@ -28,6 +28,10 @@ pub enum Unavailable {
     /// missing, or the database cannot guard writes. Carries the reason.
     #[error("the epoch row cannot be used: {0}")]
     FenceBroken(String),
+    /// Writes of the same value, or of the same collection, took all turns for as long as this one could
+    /// wait ([`crate::Settings::max_writers`]). Nothing was written.
+    #[error("too many writes of the same value or collection are under way")]
+    Busy,
     /// The write names more than [`crate::WriteSet::MAX`] values and collections.
     #[error(
         "a write may change at most {} values and collections",

@@ -97,6 +97,7 @@ mod settings;
 mod span;
 mod stats;
 mod supervisor;
+mod turns;
 mod value;
 mod write;
 mod write_through;

@@ -63,6 +63,11 @@ pub struct Settings {
     /// How many loads may be under way at once in this process, 1024 by default; a read that needs
     /// one more is refused at once ([`crate::ReadError::Overloaded`]).
     pub max_loads: usize,
+    /// How many writes of one collection are under way at once in this process, 64 by default, and a
+    /// sixteenth as many of one value; others wait for their turn, for 3 s at most
+    /// ([`crate::Unavailable::Busy`]). All of them are named in one entry of the cache. Four times the
+    /// connections to the store are enough to keep it busy.
+    pub max_writers: usize,
     /// How long a write's intent lasts when its writer dies, 15 s by default.
     pub intent: Duration,
     /// The bound of the database write, 5 s by default; the database must enforce the same bound
@@ -91,6 +96,7 @@ impl Default for Settings {
             max_page_bytes: 256 << 10,
             load_timeout: ms(6000),
             max_loads: 1024,
+            max_writers: 64,
             intent: ms(15_000),
             write_timeout: ms(5000),
             write_deadline: ms(10_000),
@@ -104,6 +110,9 @@ pub(crate) const MAX_BYTES: usize = 16 << 20;
 
 /// The most loads at once: more than any database takes.
 const MAX_LOADS: usize = 1_000_000;
+
+/// The most writers of one collection: their intent must be rewritten well within a command's deadline.
+const MAX_WRITERS: usize = 1024;
 
 /// A setting that would break the protocol's bounds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -204,6 +213,11 @@ impl Settings {
                 "max_loads",
                 "it must be from 1 to 1000000",
             ),
+            (
+                (1..=MAX_WRITERS).contains(&self.max_writers),
+                "max_writers",
+                "it must be from 1 to 1024",
+            ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, field, remedy)) => Err(InvalidSettings {
@@ -262,10 +276,11 @@ mod tests {
                 }
             }
         }
-        let edits: [(&str, EditNumber); 3] = [
+        let edits: [(&str, EditNumber); 4] = [
             ("max_value_bytes", |s, n| s.max_value_bytes = n),
             ("max_page_bytes", |s, n| s.max_page_bytes = n),
             ("max_loads", |s, n| s.max_loads = n),
+            ("max_writers", |s, n| s.max_writers = n),
         ];
         for (field, edit) in edits {
             for wrong in [0, usize::MAX] {

@@ -42,6 +42,7 @@ pub(crate) struct Counters {
     pub(crate) epoch_changes: Counter,
     pub(crate) unannounced_writes: Counter,
     pub(crate) unguarded_writes: Counter,
+    pub(crate) refused_writes: Counter,
     pub(crate) writes: Counter,
     pub(crate) indeterminate_writes: Counter,
     pub(crate) decode_errors: Counter,
@@ -72,6 +73,7 @@ impl Counters {
             epoch_changes: self.epoch_changes.get(),
             unannounced_writes: self.unannounced_writes.get(),
             unguarded_writes: self.unguarded_writes.get(),
+            refused_writes: self.refused_writes.get(),
             writes: self.writes.get(),
             indeterminate_writes: self.indeterminate_writes.get(),
             decode_errors: self.decode_errors.get(),
@@ -105,6 +107,9 @@ pub struct Stats {
     pub slow_loads: u64,
     /// Reads that ended without an answer: too many loads were under way, or one took too long.
     pub refused_reads: u64,
+    /// Writes that were given up because others of the same value or collection took all turns
+    /// ([`crate::Unavailable::Busy`]).
+    pub refused_writes: u64,
     /// Fill leases that were renewed while their load ran.
     pub renewed_leases: u64,
     /// Cache commands of writes that got no answer in time while this process was late itself, so that

@@ -22,6 +22,7 @@ use crate::settings::Consistency;
 use crate::span::cache_span;
 use crate::stats::Counter;
 use crate::supervisor;
+use crate::turns::Held;
 use crate::value::CacheValue;
 use crate::write_through::{Engine, WriteThrough, new_token};
 
@@ -128,6 +129,9 @@ const MAX_TRIES: usize = 8;
 
 /// How much longer a write waits for a connection on a node that is late itself.
 const MAX_LATE: Duration = Duration::from_secs(4);
+
+/// How long a write waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(3);
 
 /// A cache command of a write.
 enum Step<'a> {
@@ -254,6 +258,7 @@ impl Engine {
     {
         let deadline = Instant::now() + self.settings.write_deadline;
         let mut cache_time = Duration::ZERO;
+        let mut turn = None;
         loop {
             let permit = self
                 .write_permit(deadline)
@@ -264,9 +269,16 @@ impl Engine {
                 // Nothing to announce.
                 Permit::Cached(epoch, ..) | Permit::Leave(epoch) if set.len() == 0 => (epoch, None),
                 Permit::Leave(epoch) => {
+                    // Others find out at the same time, not after each other.
+                    turn = None;
                     let reason = supervisor::unconnected(self);
                     supervisor::leave(self, epoch, reason, deadline).await;
                     self.still_alive()?;
+                    continue;
+                }
+                Permit::Cached(..) if turn.is_none() => {
+                    // The epoch may be over when the turn comes.
+                    turn = Some(self.turn(&set, deadline).await?);
                     continue;
                 }
                 Permit::Cached(epoch, suffix, session) => {
@@ -279,6 +291,7 @@ impl Engine {
                             let why = announced.err().map(|error| error.to_string());
                             let why = why.unwrap_or_default();
                             let reason = format!("a write could not be announced: {why}");
+                            turn = None;
                             supervisor::leave(self, epoch, reason, deadline).await;
                             self.still_alive()?;
                             continue;
@@ -546,6 +559,26 @@ impl Engine {
             // Seen in bypass after the write: what was cached before is over.
             if newest().1 {
                 return true;
+            }
+        }
+    }
+
+    /// Waits for the write's turn.
+    async fn turn<E>(&self, set: &WriteSet, deadline: Instant) -> Result<Held, WriteError<E>> {
+        let until = deadline.min(Instant::now() + TURN_WAIT);
+        let turn = self.turns.take(set, self.settings.max_writers);
+        match tokio::time::timeout_at(until, turn).await {
+            Ok(turn) => Ok(turn),
+            Err(_) => {
+                if self.counters.refused_writes.get() == 0 {
+                    tracing::warn!(
+                        "a write was refused: {} s long others of the same value or collection had all \
+                         turns; further ones are counted as refused writes",
+                        TURN_WAIT.as_secs()
+                    );
+                }
+                self.counters.refused_writes.add(1);
+                Err(WriteError::Unavailable(Unavailable::Busy))
             }
         }
     }

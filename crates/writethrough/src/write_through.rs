@@ -23,6 +23,7 @@ use crate::runtime;
 use crate::settings::{Consistency, Settings};
 use crate::stats::{Counters, ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
+use crate::turns::Turns;
 
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
 /// linearizable. Cheap to clone; all clones are one engine. One engine serves any number of
@@ -68,6 +69,7 @@ pub(crate) struct Engine {
     /// One proposal at a time from this node.
     pub(crate) proposing: tokio::sync::Mutex<()>,
     pub(crate) loads: Arc<Loads>,
+    pub(crate) turns: Arc<Turns>,
     pub(crate) lateness: Arc<Lateness>,
     /// The last epoch that this node has proposed to end, and why.
     pub(crate) proposed: Mutex<Option<Proposed>>,
@@ -235,6 +237,7 @@ impl WriteThrough {
                 session: None,
             }),
             loads: Arc::new(Loads::new(settings.max_loads)),
+            turns: Arc::default(),
             lateness: Lateness::watch(),
             proposed: Mutex::default(),
             settings,

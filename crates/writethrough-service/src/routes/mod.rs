@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use writethrough::Unavailable;
 
 use crate::app::App;
 use crate::exchange;
@@ -224,6 +225,10 @@ impl From<ItemsError> for Problem {
                 }
                 StoreFailure::Unavailable => {}
             },
+            ItemsError::Engine(Unavailable::Busy) => {
+                log_outage(&error);
+                return Problem::new(Kind::Overloaded);
+            }
             ItemsError::Engine(_) | ItemsError::Indeterminate { .. } | ItemsError::Cache(_) => {}
         }
         log_outage(&error);
