@@ -79,6 +79,7 @@ on_every_pair!(
     a_write_that_ignores_its_guard_is_not_believed,
     the_documented_statement_writes_in_every_mode,
     the_count_of_values_is_never_older_than_an_own_write,
+    writers_of_one_key_take_turns,
 );
 
 async fn a_miss_fills_and_the_next_read_hits(pair: Pair) {
@@ -814,6 +815,41 @@ async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
     assert_eq!(node.read("b").await.outcome, ReadOutcome::Hit);
     assert_eq!(node.cached.status().epoch, before);
     assert_eq!(node.cached.stats().unannounced_writes, 3);
+}
+
+/// Every announced writer is named in its key's intent: a thousand at once made an entry that kept Redis
+/// from answering in time, and took the cache from all nodes.
+async fn writers_of_one_key_take_turns(pair: Pair) {
+    let ground = Ground::new(pair).await;
+    let settings = Settings {
+        max_writers: 32,
+        ..Settings::default()
+    };
+    let node = ground.node_with(settings).await;
+    let (first, one) = node.held_write("a", Some("one")).await;
+    let (second, two) = node.held_write("a", Some("two")).await;
+    let before = node.cached.stats().intents;
+    let refused = node.write("a", Some("three"));
+    let (refused, other) = tokio::join!(refused, node.write("b", Some("other")));
+    other.unwrap();
+    assert!(
+        matches!(refused, Err(WriteError::Unavailable(Unavailable::Busy))),
+        "{refused:?}"
+    );
+    let stats = node.cached.stats();
+    assert_eq!(stats.intents, before + 1, "that of the other key");
+    assert_eq!(stats.refused_writes, 1);
+    let waiting = {
+        let node = node.clone();
+        tokio::spawn(async move { node.write("a", Some("four")).await })
+    };
+    first.let_through();
+    one.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    second.let_through();
+    two.await.unwrap().unwrap();
+    assert_eq!(node.value("a").await.as_deref(), Some("two"));
+    assert_eq!(node.cached.stats().refused_writes, 1);
 }
 
 /// A write that does not put its guard into its statement is not stopped by a change of the epoch: it
