@@ -1,6 +1,7 @@
 //! Who may do what: checks a request by where it comes from, whom it is meant for and what it carries,
 //! before anything is done for it. docs/SECURITY.md says against whom. Knows nothing of items.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,7 @@ use subtle::ConstantTimeEq;
 
 use crate::app::App;
 use crate::config::shown;
+use crate::malformed::plain_host;
 use crate::problem::{Kind, Problem};
 use crate::routes::is_json;
 
@@ -100,7 +102,7 @@ pub enum Entrance {
     Admin,
 }
 
-/// Where a request comes from. The server puts it into each request's extensions.
+/// Where a request comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller {
     /// Which listener took the connection.
@@ -269,13 +271,18 @@ fn is_for_clients(route: &str) -> bool {
 }
 
 /// The host of an authority, in lower case, without the port and the dot at its end.
-fn name_of(authority: &str) -> Option<String> {
+fn name_of(authority: &str) -> Option<Cow<'_, str>> {
+    if let Some(host) = plain_host(authority.as_bytes())
+        && !host.bytes().any(|byte| byte.is_ascii_uppercase())
+    {
+        return Some(host.strip_suffix('.').unwrap_or(host).into());
+    }
     let authority: Authority = authority.parse().ok()?;
     if authority.as_str().contains('@') {
         return None;
     }
     let name = authority.host().to_ascii_lowercase();
-    Some(name.strip_suffix('.').unwrap_or(&name).to_owned())
+    Some(name.strip_suffix('.').unwrap_or(&name).to_owned().into())
 }
 
 /// Whether no stranger can own the name and make it lead here: a name with a dot can be bought, an
@@ -343,8 +350,12 @@ fn is_unasked(headers: &HeaderMap) -> bool {
 /// # Errors
 ///
 /// The answer.
-pub(crate) fn check(app: &App, request: &Request, route: Option<&str>) -> Result<(), Problem> {
-    let caller = request.extensions().get::<Caller>().copied();
+pub(crate) fn check(
+    app: &App,
+    caller: Option<Caller>,
+    request: &Request,
+    route: Option<&str>,
+) -> Result<(), Problem> {
     app.access
         .check(caller, request, route)
         .map_err(|(refusal, problem)| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::access::Caller;
 use crate::metrics::{Dropped, Metrics};
 use crate::overload::Admitted;
 use crate::throttle::Throttle;
@@ -64,6 +65,15 @@ pub struct Connection {
     gives_way: Notify,
     /// Held until the answer is out.
     admitted: Mutex<Option<Admitted>>,
+}
+
+/// Who sends a request, and on which connection. The server puts it into each request's extensions.
+#[derive(Clone)]
+pub struct Origin {
+    /// Who.
+    pub caller: Caller,
+    /// On which.
+    pub connection: Arc<Connection>,
 }
 
 /// A place that is taken; free again when it is dropped.

@@ -18,7 +18,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use crate::access;
 use crate::app::App;
 use crate::body::{Rest, Unread};
-use crate::connections::Connection;
+use crate::connections::Origin;
 use crate::malformed;
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
@@ -49,8 +49,8 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
         .filter(|_| parent.is_some() || !is_probe(route));
     let mut trace = RequestTrace::new(parent, sampling);
     let span = server_span(&mut trace, &request, route);
-    let connection = request.extensions().get::<Arc<Connection>>().cloned();
-    let connection = connection.as_ref();
+    let origin = request.extensions().get::<Origin>().cloned();
+    let connection = origin.as_ref().map(|origin| &origin.connection);
     let spare = connection.is_some_and(|connection| connection.is_spare());
     let (request, rest) = Rest::watch(request);
 
@@ -58,7 +58,14 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let malformed = checked.is_err();
     let checked = checked
         .and_then(|()| check_length(&request))
-        .and_then(|()| access::check(&app, &request, route));
+        .and_then(|()| {
+            access::check(
+                &app,
+                origin.as_ref().map(|origin| origin.caller),
+                &request,
+                route,
+            )
+        });
     let mut response = if let Err(problem) = checked {
         if !malformed {
             // Its body is not needed, and may be read away.

@@ -29,7 +29,7 @@ use crate::access::{Caller, Entrance};
 use crate::app::App;
 use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
-use crate::connections::{Place, Places, SPARE};
+use crate::connections::{Origin, Place, Places, SPARE};
 use crate::descriptors::{self, TooFew};
 use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
@@ -460,8 +460,10 @@ async fn serve(
     let stream = Explaining::new(stream, app.metrics.clone());
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(caller);
-        request.extensions_mut().insert(connection.clone());
+        request.extensions_mut().insert(Origin {
+            caller,
+            connection: connection.clone(),
+        });
         let (answer, unread) = (router.call(request), &unread);
         async move {
             connection.begins();

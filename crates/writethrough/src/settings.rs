@@ -64,7 +64,7 @@ pub struct Settings {
     /// one more is refused at once ([`crate::ReadError::Overloaded`]).
     pub max_loads: usize,
     /// How many writes of one collection are under way at once in this process, 64 by default, and a
-    /// sixteenth as many of one value; others wait for their turn, for 3 s at most
+    /// sixteenth as many of one value; others wait for their turn, for 1 s at most
     /// ([`crate::Unavailable::Busy`]). All of them are named in one entry of the cache. Four times the
     /// connections to the store are enough to keep it busy.
     pub max_writers: usize,

@@ -131,7 +131,7 @@ const MAX_TRIES: usize = 8;
 const MAX_LATE: Duration = Duration::from_secs(4);
 
 /// How long a write waits for its turn.
-const TURN_WAIT: Duration = Duration::from_secs(3);
+const TURN_WAIT: Duration = Duration::from_secs(1);
 
 /// A cache command of a write.
 enum Step<'a> {

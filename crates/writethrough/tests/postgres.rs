@@ -402,8 +402,8 @@ async fn a_database_to_which_connecting_takes_longer_than_a_poll_may_is_polled_a
         node.read("a").await.outcome == ReadOutcome::Hit
     })
     .await;
-    // One round for the connection, one for the statement, one for the answer.
-    link.delay(Duration::from_millis(120));
+    // A round of 100 ms for the connection, one for the statement, one for the answer.
+    link.delay(Duration::from_millis(50));
     link.reset();
     until("its connections are gone", async || {
         node.cached.status().fence_error.is_some()

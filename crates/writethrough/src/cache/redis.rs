@@ -542,17 +542,18 @@ impl Keeper {
     async fn connect(&self) -> Result<Arc<RedisSession>, CacheError> {
         let failed = |error: RedisError| failure(&error, self.settings.command_timeout);
         let signs = Arc::new(Signs::default());
-        let mut control = self.open(&signs).await?;
+        // Side by side: each round may cost a node that is late itself a good part of the bound.
+        let opened = tokio::try_join!(self.open(&signs), self.open(&signs));
+        let (mut control, mut values) = opened?;
         self.require_fit(&mut control).await?;
-        if let Some(refused) = self.track(&mut control).await.map_err(failed)? {
+        let tracked = tokio::try_join!(self.track(&mut control), self.track(&mut values));
+        if let (Some(refused), _) = tracked.map_err(failed)? {
             tracing::warn!(
                 "the Redis server refuses CLIENT TRACKING ({refused}): a data set that is replaced under \
                  a living connection is noticed within {HEARTBEAT:?}, not at once"
             );
         }
         self.try_everything(&mut control).await?;
-        let mut values = self.open(&signs).await?;
-        self.track(&mut values).await.map_err(failed)?;
         if self.database != 0 {
             let mut select = redis::cmd("SELECT");
             select.arg(self.database);
@@ -562,10 +563,12 @@ impl Keeper {
                 .map_err(failed)?;
         }
         let messages = signs.messages.load(Ordering::Acquire);
-        let checked = check(&mut control, self.database).await;
-        let Checked { server, clock } = checked.map_err(failed)?;
-        let checked = check(&mut values, self.database).await;
-        if checked.map_err(failed)?.server != server {
+        let checked = tokio::try_join!(
+            check(&mut control, self.database),
+            check(&mut values, self.database)
+        );
+        let (Checked { server, clock }, of_values) = checked.map_err(failed)?;
+        if of_values.server != server {
             return Err(CacheError::Connection(format!(
                 "two connections led to two servers; {ONE_SERVER}"
             )));
