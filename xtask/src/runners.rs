@@ -127,11 +127,24 @@ pub(crate) fn run(
     let queues = queues(runners);
     let (news, heard) = channel();
     thread::scope(|scope| {
-        for (lane, queue) in &queues {
-            for _ in 0..lane.width() {
-                let news = news.clone();
-                scope.spawn(move || work(*lane, queue, deadline, verbose, &news));
-            }
+        let queue_of = |lane: Lane| queues.iter().filter(move |(other, _)| *other == lane);
+        for (lane, queue) in queue_of(Lane::Computes) {
+            let news = news.clone();
+            scope.spawn(move || work(*lane, queue, deadline, verbose, &news));
+        }
+        // Those that wait have bounds, too: they begin when the judges no longer keep the processors busy.
+        let waits: Vec<_> = queue_of(Lane::Waits).collect();
+        for (lane, queue) in queue_of(Lane::Judges) {
+            let (news, waits) = (news.clone(), waits.clone());
+            scope.spawn(move || {
+                work(*lane, queue, deadline, verbose, &news);
+                for (lane, queue) in waits {
+                    for _ in 0..lane.width() {
+                        let news = news.clone();
+                        scope.spawn(move || work(*lane, queue, deadline, verbose, &news));
+                    }
+                }
+            });
         }
         // So that the news end with the last thread.
         drop(news);

@@ -245,15 +245,27 @@ impl Leader {
         self.sender.send_replace(State::Loaded(payload));
     }
 
-    /// Tells everyone who follows that the load failed.
+    /// Tells everyone who follows that the load failed. Whoever looks again does not find it.
     pub(crate) fn failed(&self) {
+        self.leave();
         self.sender.send_replace(State::Failed);
+    }
+
+    fn leave(&self) {
+        let mut leased = lock(&self.loads.leased);
+        let own = self.sender.subscribe();
+        if leased
+            .get(&self.name)
+            .is_some_and(|load| load.same_channel(&own))
+        {
+            leased.remove(&self.name);
+        }
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        lock(&self.loads.leased).remove(&self.name);
+        self.leave();
     }
 }
 

@@ -544,7 +544,14 @@ async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason() {
         .unwrap();
     let pool = pool_of(&postgres.url(), 2);
     let [mut holder, mut waiter] = clients(&pool).await;
-    let refused = PostgresFence::self_test(&mut holder, &mut waiter).await;
+    // On a busy machine the one may be too late to wait for the other, which proves nothing: again then.
+    let mut refused = Ok(());
+    for _ in 0..100 {
+        refused = PostgresFence::self_test(&mut holder, &mut waiter).await;
+        if refused.is_err() {
+            break;
+        }
+    }
     assert!(
         matches!(refused, Err(UnfitDatabase::OldSnapshot)),
         "{refused:?}"
