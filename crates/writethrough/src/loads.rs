@@ -387,6 +387,13 @@ mod tests {
         leader.failed();
         assert_eq!(loads.outcome(failed, soon()).await, Shared::Failed);
         assert_eq!(loads.waiting(), 0);
+        // Whoever looks again would be told of the same failure a second time, and the leader takes its own
+        // entry away, not the next one's.
+        let Role::Lead(_next) = loads.lead_or_follow(Token(4), None) else {
+            panic!("the failed load is found again")
+        };
+        drop(leader);
+        follower(loads.lead_or_follow(Token(4), None));
     }
 
     #[tokio::test]

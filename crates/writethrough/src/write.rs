@@ -276,12 +276,16 @@ impl Engine {
                     self.still_alive()?;
                     continue;
                 }
-                Permit::Cached(..) if turn.is_none() => {
-                    // The epoch may be over when the turn comes.
-                    turn = Some(self.turn(&set, deadline).await?);
-                    continue;
-                }
                 Permit::Cached(epoch, suffix, session) => {
+                    if turn.is_none() {
+                        let held = self.turn(&set, deadline).await?;
+                        let waited = held.waited;
+                        turn = Some(held);
+                        // The epoch may be over by now.
+                        if waited {
+                            continue;
+                        }
+                    }
                     let started = Instant::now();
                     let announced = self.announce(&set, epoch, &suffix, session).await;
                     cache_time += started.elapsed();

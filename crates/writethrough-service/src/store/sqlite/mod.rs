@@ -515,6 +515,30 @@ fn stored(
         .optional()
 }
 
+/// Runs the statement that writes these fields, and returns the item as it is then.
+fn store(
+    connection: &Connection,
+    statement: &str,
+    id: ItemId,
+    fields: &ItemFields,
+) -> WriteResult<Item> {
+    let written = connection
+        .prepare_cached(statement)
+        .and_then(|mut prepared| {
+            prepared.query_row(
+                params![
+                    key(id),
+                    fields.name,
+                    fields.description,
+                    fields.price.cents(),
+                    now_us()
+                ],
+                |row| Ok(item(row)),
+            )
+        });
+    written.map_err(rejected)?.map_err(OpError::Unknown)
+}
+
 fn version_of(connection: &Connection, id: ItemId) -> rusqlite::Result<Option<i64>> {
     connection
         .prepare_cached("SELECT version FROM items WHERE id = ?1")?
@@ -570,22 +594,7 @@ impl ItemStore for SqliteStore {
     async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
         self.write(guard, move |connection| {
             let NewItem { id, fields } = new;
-            connection
-                .prepare_cached(INSERT)
-                .and_then(|mut statement| {
-                    statement.query_row(
-                        params![
-                            key(id),
-                            fields.name,
-                            fields.description,
-                            fields.price.cents(),
-                            now_us()
-                        ],
-                        |row| Ok(item(row)),
-                    )
-                })
-                .map_err(rejected)?
-                .map_err(OpError::Unknown)
+            store(connection, INSERT, id, &fields)
         })
         .await
     }
@@ -606,23 +615,7 @@ impl ItemStore for SqliteStore {
                 Some(Ok(item)) if !condition.accepts(item.version) => return Ok(Change::Mismatch),
                 Some(Ok(_)) => {}
             }
-            connection
-                .prepare_cached(UPDATE)
-                .and_then(|mut statement| {
-                    statement.query_row(
-                        params![
-                            key(id),
-                            fields.name,
-                            fields.description,
-                            fields.price.cents(),
-                            now_us()
-                        ],
-                        |row| Ok(item(row)),
-                    )
-                })
-                .map_err(rejected)?
-                .map(Change::Done)
-                .map_err(OpError::Unknown)
+            store(connection, UPDATE, id, &fields).map(Change::Done)
         })
         .await
     }
