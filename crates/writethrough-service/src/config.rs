@@ -305,6 +305,82 @@ pub struct Config {
     pub sampling: Sampling,
 }
 
+/// A setting that is a whole number: its names, its default and what is allowed. The help and the
+/// tables of the documents repeat the defaults; a test compares them.
+struct Number<T> {
+    setting: &'static str,
+    default: T,
+    least: T,
+    most: T,
+}
+
+const TTL: Number<u64> = Number {
+    setting: "--ttl (CACHE_TTL_SECONDS)",
+    default: 300,
+    least: 1,
+    most: 31_536_000,
+};
+const CAPACITY: Number<u64> = Number {
+    setting: "--cache-capacity-bytes (CACHE_CAPACITY_BYTES)",
+    default: 64 << 20,
+    least: 1 << 20,
+    most: 1 << 40,
+};
+const MAX_VALUE: Number<usize> = Number {
+    setting: "--cache-max-value-bytes (CACHE_MAX_VALUE_BYTES)",
+    default: 1 << 20,
+    least: 1,
+    most: 16 << 20,
+};
+const MAX_PAGE: Number<usize> = Number {
+    setting: "--cache-max-page-bytes (CACHE_MAX_PAGE_BYTES)",
+    default: 256 << 10,
+    least: 1,
+    most: 16 << 20,
+};
+const POOL: Number<usize> = Number {
+    setting: "--database-pool-size (DATABASE_POOL_SIZE)",
+    default: 16,
+    least: 1,
+    most: 1000,
+};
+const IN_FLIGHT: Number<usize> = Number {
+    setting: "--max-in-flight (MAX_IN_FLIGHT)",
+    default: 1024,
+    least: 1,
+    most: 1_000_000,
+};
+const CONNECTIONS: Number<usize> = Number {
+    setting: "--max-connections (MAX_CONNECTIONS)",
+    default: 4096,
+    least: 1,
+    most: 1_000_000,
+};
+const DRAIN: Number<u64> = Number {
+    setting: "--drain (DRAIN_SECONDS)",
+    default: 10,
+    least: 0,
+    most: 600,
+};
+const DRAIN_DELAY: Number<u64> = Number {
+    setting: "--drain-delay (DRAIN_DELAY_SECONDS)",
+    default: 0,
+    least: 0,
+    most: 600,
+};
+
+impl<T: FromStr + PartialOrd + fmt::Display + Copy> Number<T> {
+    fn of(&self, value: &Option<String>) -> Result<T, ConfigError> {
+        parsed(
+            value,
+            self.setting,
+            self.default,
+            |n| (self.least..=self.most).contains(n),
+            || format!("use a whole number from {} to {}", self.least, self.most),
+        )
+    }
+}
+
 /// The file of the embedded default, in the current folder.
 pub const EMBEDDED_FILE: &str = "writethrough.db";
 
@@ -317,16 +393,16 @@ impl Default for Config {
             allowed_hosts: None,
             database: Database::Sqlite(PathBuf::from(EMBEDDED_FILE)),
             cache: CacheBackend::InProcess,
-            ttl: Duration::from_secs(300),
+            ttl: Duration::from_secs(TTL.default),
             consistency: Consistency::Strict,
-            cache_capacity_bytes: 64 << 20,
-            cache_max_value_bytes: 1 << 20,
-            cache_max_page_bytes: 256 << 10,
-            database_pool_size: 16,
-            max_in_flight: 1024,
-            max_connections: 4096,
-            drain: Duration::from_secs(10),
-            drain_delay: Duration::ZERO,
+            cache_capacity_bytes: CAPACITY.default,
+            cache_max_value_bytes: MAX_VALUE.default,
+            cache_max_page_bytes: MAX_PAGE.default,
+            database_pool_size: POOL.default,
+            max_in_flight: IN_FLIGHT.default,
+            max_connections: CONNECTIONS.default,
+            drain: Duration::from_secs(DRAIN.default),
+            drain_delay: Duration::from_secs(DRAIN_DELAY.default),
             log_format: LogFormat::Human,
             log_level: "info".to_owned(),
             service_name: "api".to_owned(),
@@ -375,16 +451,7 @@ pub(crate) mod setting {
     pub(super) const PORT: &str = "PORT";
     pub(crate) const DATABASE: &str = "--database (POSTGRES_URL, DATABASE_URL)";
     pub(crate) const CACHE: &str = "--cache (REDIS_URL)";
-    pub(super) const TTL: &str = "--ttl (CACHE_TTL_SECONDS)";
     pub(super) const CONSISTENCY: &str = "--consistency (CONSISTENCY)";
-    pub(super) const CAPACITY: &str = "--cache-capacity-bytes (CACHE_CAPACITY_BYTES)";
-    pub(super) const MAX_VALUE: &str = "--cache-max-value-bytes (CACHE_MAX_VALUE_BYTES)";
-    pub(super) const MAX_PAGE: &str = "--cache-max-page-bytes (CACHE_MAX_PAGE_BYTES)";
-    pub(super) const POOL: &str = "--database-pool-size (DATABASE_POOL_SIZE)";
-    pub(super) const IN_FLIGHT: &str = "--max-in-flight (MAX_IN_FLIGHT)";
-    pub(super) const CONNECTIONS: &str = "--max-connections (MAX_CONNECTIONS)";
-    pub(super) const DRAIN: &str = "--drain (DRAIN_SECONDS)";
-    pub(super) const DRAIN_DELAY: &str = "--drain-delay (DRAIN_DELAY_SECONDS)";
     pub(super) const LOG_FORMAT: &str = "--log-format (LOG_FORMAT)";
     pub(super) const LOG_LEVEL: &str = "--log-level (LOG_LEVEL, RUST_LOG)";
     pub(super) const SERVICE_NAME: &str = "--service-name (OTEL_SERVICE_NAME)";
@@ -468,47 +535,17 @@ impl Config {
                 .map_or(Ok(default.database), |text| parse_database(&text))?,
             cache: cache_url(args, &variable)?
                 .map_or(Ok(default.cache), |text| parse_cache(&text))?,
-            ttl: Duration::from_secs(number(&args.ttl, setting::TTL, 300, 1, 31_536_000)?),
+            ttl: Duration::from_secs(TTL.of(&args.ttl)?),
             consistency: given(&args.consistency, setting::CONSISTENCY)?
                 .map_or(Ok(default.consistency), |text| parse_consistency(&text))?,
-            cache_capacity_bytes: number(
-                &args.cache_capacity_bytes,
-                setting::CAPACITY,
-                default.cache_capacity_bytes,
-                1 << 20,
-                1 << 40,
-            )?,
-            cache_max_value_bytes: number(
-                &args.cache_max_value_bytes,
-                setting::MAX_VALUE,
-                default.cache_max_value_bytes,
-                1,
-                16 << 20,
-            )?,
-            cache_max_page_bytes: number(
-                &args.cache_max_page_bytes,
-                setting::MAX_PAGE,
-                default.cache_max_page_bytes,
-                1,
-                16 << 20,
-            )?,
-            database_pool_size: number(&args.database_pool_size, setting::POOL, 16, 1, 1000)?,
-            max_in_flight: number(&args.max_in_flight, setting::IN_FLIGHT, 1024, 1, 1_000_000)?,
-            max_connections: number(
-                &args.max_connections,
-                setting::CONNECTIONS,
-                4096,
-                1,
-                1_000_000,
-            )?,
-            drain: Duration::from_secs(number(&args.drain, setting::DRAIN, 10, 0, 600)?),
-            drain_delay: Duration::from_secs(number(
-                &args.drain_delay,
-                setting::DRAIN_DELAY,
-                0,
-                0,
-                600,
-            )?),
+            cache_capacity_bytes: CAPACITY.of(&args.cache_capacity_bytes)?,
+            cache_max_value_bytes: MAX_VALUE.of(&args.cache_max_value_bytes)?,
+            cache_max_page_bytes: MAX_PAGE.of(&args.cache_max_page_bytes)?,
+            database_pool_size: POOL.of(&args.database_pool_size)?,
+            max_in_flight: IN_FLIGHT.of(&args.max_in_flight)?,
+            max_connections: CONNECTIONS.of(&args.max_connections)?,
+            drain: Duration::from_secs(DRAIN.of(&args.drain)?),
+            drain_delay: Duration::from_secs(DRAIN_DELAY.of(&args.drain_delay)?),
             log_format: given(&args.log_format, setting::LOG_FORMAT)?
                 .map_or(Ok(default.log_format), |text| parse_log_format(&text))?,
             log_level: log_level.map_or(Ok(default.log_level), parse_log_level)?,
@@ -677,22 +714,6 @@ fn parsed<T: FromStr>(
         Ok(parsed) if allowed(&parsed) => Ok(parsed),
         _ => Err(ConfigError::new(setting, &text, describe())),
     }
-}
-
-fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(
-    value: &Option<String>,
-    setting: &'static str,
-    default: T,
-    least: T,
-    most: T,
-) -> Result<T, ConfigError> {
-    parsed(
-        value,
-        setting,
-        default,
-        |n| (least..=most).contains(n),
-        || format!("use a whole number from {least} to {most}"),
-    )
 }
 
 fn parse_database(text: &str) -> Result<Database, ConfigError> {
@@ -872,6 +893,8 @@ impl fmt::Debug for ServeArgs {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args;
+
     use super::*;
 
     fn config(change: impl FnOnce(&mut ServeArgs)) -> Result<Config, ConfigError> {
@@ -890,6 +913,55 @@ mod tests {
         assert_eq!(config.consistency, Consistency::Strict);
         assert_eq!(config.service_name, "api");
         assert!(!config.traces.enabled());
+    }
+
+    #[test]
+    fn the_help_and_the_tables_of_the_documents_repeat_the_defaults() {
+        fn row<T: fmt::Display>(number: &Number<T>) -> (&'static str, String) {
+            (number.setting, number.default.to_string())
+        }
+        let numbers = [
+            row(&TTL),
+            row(&CAPACITY),
+            row(&MAX_VALUE),
+            row(&MAX_PAGE),
+            row(&POOL),
+            row(&IN_FLIGHT),
+            row(&CONNECTIONS),
+            row(&DRAIN),
+            row(&DRAIN_DELAY),
+        ];
+        let command = ServeArgs::augment_args(clap::Command::new("serve"));
+        let help_of = |flag: &str| {
+            let argument = command
+                .get_arguments()
+                .find(|argument| argument.get_long() == flag.strip_prefix("--"));
+            argument.unwrap().get_help().unwrap().to_string()
+        };
+        let documents = [
+            include_str!("../../../docs/OPERATIONS.md"),
+            include_str!("../../../README.md"),
+        ];
+        for (setting, default) in numbers {
+            let flag = setting.split(' ').next().unwrap();
+            let help = help_of(flag);
+            assert!(help.contains(&format!("[default: {default}]")), "{help}");
+            let named = format!("| `{flag}` |");
+            let rows = documents
+                .iter()
+                .flat_map(|document| document.lines())
+                .filter(|line| line.starts_with(&named));
+            let mut found = 0;
+            for row in rows {
+                assert_eq!(
+                    row.split('|').nth(3).map(str::trim),
+                    Some(&*default),
+                    "{row}"
+                );
+                found += 1;
+            }
+            assert!(found > 0, "{flag} is in no table");
+        }
     }
 
     #[test]
