@@ -14,9 +14,9 @@ use subtle::ConstantTimeEq;
 
 use crate::app::App;
 use crate::config::shown;
+use crate::json::is_json;
 use crate::malformed::plain_host;
 use crate::problem::{Kind, Problem};
-use crate::routes::is_json;
 
 /// How often the log repeats that requests are refused for one reason.
 const REMINDER: Duration = Duration::from_secs(60);

@@ -14,19 +14,23 @@ use futures::FutureExt;
 use opentelemetry::trace::TraceContextExt;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use writethrough::Settings;
 
 use crate::access;
 use crate::app::App;
 use crate::body::{Rest, Unread};
 use crate::connections::Origin;
+use crate::json::BODY_TIMEOUT;
 use crate::malformed;
 use crate::metrics::Shed;
 use crate::problem::{Kind, Problem};
+use crate::throttle::Throttle;
 use crate::trace_context::{RequestTrace, TraceParent};
 
 /// The longest that a request may take: above the time for its body and the engine's bound of a
 /// write, so that those answer first.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(16);
+const REQUEST_TIMEOUT: Duration =
+    Duration::from_secs(BODY_TIMEOUT.as_secs() + Settings::WRITE_DEADLINE.as_secs() + 1);
 
 /// The longest target of a request.
 pub(crate) const TARGET_BYTES: usize = 8 * 1024;
@@ -193,12 +197,23 @@ fn out_of_time(method: &Method, route: Option<&str>) -> Problem {
     }
 }
 
-/// A failure of the service itself is logged here and nowhere else; its cause was logged where it was
-/// turned into a problem.
+/// Logs the cause of a failure of the service, which the client does not get to see. It is logged here
+/// and nowhere else.
 fn log_fault(problem: &Problem, method: &Method, route: Option<&str>, trace_id: &str) {
+    let route = route.unwrap_or("no route");
     if problem.kind() == Kind::Internal {
-        let route = route.unwrap_or("no route");
-        tracing::error!(trace_id, "{method} {route} failed");
+        match problem.cause() {
+            Some(cause) => tracing::error!(trace_id, "{method} {route} failed: {cause}"),
+            None => tracing::error!(trace_id, "{method} {route} failed"),
+        }
+    } else if let Some(cause) = problem.cause() {
+        // Thousands of requests a second may meet the same outage.
+        static SECOND: Throttle = Throttle::new(Duration::from_secs(1));
+        if SECOND.pass().is_some() {
+            tracing::warn!(trace_id, "{method} {route} failed: {cause}");
+        } else {
+            tracing::debug!(trace_id, "{method} {route} failed: {cause}");
+        }
     }
 }
 

@@ -22,6 +22,7 @@ pub mod exchange;
 pub mod exposition;
 pub mod item;
 pub mod items;
+mod json;
 pub mod lab;
 pub mod listen;
 pub mod malformed;

@@ -4,11 +4,16 @@
 //! the body, because it knows the trace id. No text here comes from the database.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
+use writethrough::Unavailable;
+
+use crate::items::ItemsError;
+use crate::store::StoreFailure;
 
 /// How long a client should wait before it tries again, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -272,6 +277,8 @@ pub struct Problem {
     detail: Cow<'static, str>,
     errors: Vec<FieldError>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the log alone.
+    cause: Option<Arc<ItemsError>>,
 }
 
 /// An error (RFC 9457).
@@ -313,6 +320,7 @@ impl Problem {
             detail: Cow::Borrowed(kind.meaning()),
             errors: Vec::new(),
             headers,
+            cause: None,
         }
     }
 
@@ -344,6 +352,12 @@ impl Problem {
         self
     }
 
+    /// What failed inside of the service, for the log.
+    #[must_use]
+    pub fn cause(&self) -> Option<&ItemsError> {
+        self.cause.as_deref()
+    }
+
     /// The kind.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -367,6 +381,38 @@ impl Problem {
     #[cfg(test)]
     pub(crate) fn errors_for_tests(&self) -> &[FieldError] {
         &self.errors
+    }
+}
+
+impl From<ItemsError> for Problem {
+    /// Keeps the cause for the log; the client does not get to see it.
+    fn from(error: ItemsError) -> Self {
+        let problem = match &error {
+            ItemsError::NotFound => return Self::new(Kind::ItemNotFound),
+            ItemsError::Mismatch => return Self::new(Kind::PreconditionFailed),
+            ItemsError::Store(cause) => Self::new(match cause.failure() {
+                StoreFailure::Internal => Kind::Internal,
+                StoreFailure::Overloaded => Kind::Overloaded,
+                StoreFailure::Unavailable => Kind::Unavailable,
+            }),
+            ItemsError::Engine(Unavailable::Busy) => Self::new(Kind::Overloaded),
+            ItemsError::Engine(_) => Self::new(Kind::Unavailable),
+            ItemsError::Cache(_) => Self::new(Kind::CacheUnavailable),
+            ItemsError::Indeterminate { id, .. } => Self::new(Kind::OutcomeUnknown)
+                .detail(format!(
+                    "The write may or may not have happened. Read /items/{id} before you send it \
+                     again."
+                ))
+                .header(
+                    header::LOCATION,
+                    HeaderValue::try_from(format!("/items/{id}"))
+                        .unwrap_or_else(|_| HeaderValue::from_static("/items")),
+                ),
+        };
+        Self {
+            cause: Some(Arc::new(error)),
+            ..problem
+        }
     }
 }
 

@@ -80,6 +80,14 @@ pub struct Settings {
     pub reconnect_grace: Duration,
 }
 
+impl Settings {
+    /// The default of [`Settings::write_timeout`]: what `statement_timeout` of the database must not
+    /// exceed.
+    pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// The default of [`Settings::write_deadline`].
+    pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let ms = Duration::from_millis;
@@ -98,8 +106,8 @@ impl Default for Settings {
             max_loads: 1024,
             max_writers: 64,
             intent: ms(15_000),
-            write_timeout: ms(5000),
-            write_deadline: ms(10_000),
+            write_timeout: Self::WRITE_TIMEOUT,
+            write_deadline: Self::WRITE_DEADLINE,
             reconnect_grace: ms(250),
         }
     }

@@ -6,8 +6,8 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::{declared_json, json};
 use crate::app::App;
+use crate::json::{declared_json, json};
 use crate::openapi::{ClearErrors, OperatorErrors, ReadErrors};
 use crate::problem::Problem;
 use crate::wire::{ClearedBody, ClearedStatus, StatsBody};

@@ -8,10 +8,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::{json, set};
 use crate::app::App;
 use crate::diagnosis::diagnose;
 use crate::exposition::{self, Format};
+use crate::json::json;
 use crate::openapi::{OperatorErrors, ProbeErrors};
 use crate::problem::{Kind, Problem};
 use crate::wire::{
@@ -73,11 +73,9 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 fn condition(status: StatusCode, body: &impl Serialize) -> Response {
     let mut response = json(status, body);
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        set(
-            response.headers_mut(),
-            header::RETRY_AFTER,
-            HeaderValue::from_static("1"),
-        );
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
 }
@@ -162,18 +160,13 @@ pub(super) async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> 
     };
     let mut response = Response::new(Body::from(body));
     let answer = response.headers_mut();
-    set(answer, header::CONTENT_TYPE, format.content_type());
-    set(
-        answer,
+    answer.insert(header::CONTENT_TYPE, format.content_type());
+    answer.insert(
         header::VARY,
         HeaderValue::from_static("accept, accept-encoding"),
     );
     if packed {
-        set(
-            answer,
-            header::CONTENT_ENCODING,
-            HeaderValue::from_static("gzip"),
-        );
+        answer.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response
 }

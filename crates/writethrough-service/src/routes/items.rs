@@ -14,10 +14,10 @@ use writethrough::ReadOutcome;
 
 use super::preconditions::{self, Accepted, Send, Wanted};
 use super::query::{self, QueryPairs};
-use super::{header_value, json, json_bytes, read_body, set};
 use crate::app::App;
 use crate::item::{Cursor, ItemId, PageRequest};
 use crate::items::{Document, Fetched, ItemsError, WriteTiming};
+use crate::json::{header_value, json, json_bytes, read_body};
 use crate::openapi::{Errors, ReadErrors, WriteErrors};
 use crate::problem::{FieldError, Kind, Problem};
 use crate::validation;
@@ -114,13 +114,9 @@ pub(super) async fn create(
     let written = items.create(id, fields).await?;
     let mut response = json_bytes(StatusCode::CREATED, written.output.json());
     let headers = response.headers_mut();
-    set(
-        headers,
-        header::LOCATION,
-        header_value(format!("/items/{id}")),
-    );
-    set(headers, header::ETAG, etag(&version_of(&written.output)));
-    set(headers, SERVER_TIMING, write_timing(&written.timing));
+    headers.insert(header::LOCATION, header_value(format!("/items/{id}")));
+    headers.insert(header::ETAG, etag(&version_of(&written.output)));
+    headers.insert(SERVER_TIMING, write_timing(&written.timing));
     Ok(response)
 }
 
@@ -208,8 +204,8 @@ pub(super) async fn replace(
         .map_err(|error| accepted.problem(error))?;
     let mut response = json_bytes(StatusCode::OK, written.output.json());
     let headers = response.headers_mut();
-    set(headers, header::ETAG, etag(&version_of(&written.output)));
-    set(headers, SERVER_TIMING, write_timing(&written.timing));
+    headers.insert(header::ETAG, etag(&version_of(&written.output)));
+    headers.insert(SERVER_TIMING, write_timing(&written.timing));
     Ok(response)
 }
 
@@ -256,11 +252,9 @@ pub(super) async fn remove(
         id: id.uuid(),
     };
     let mut response = json(StatusCode::OK, &body);
-    set(
-        response.headers_mut(),
-        SERVER_TIMING,
-        write_timing(&written.timing),
-    );
+    response
+        .headers_mut()
+        .insert(SERVER_TIMING, write_timing(&written.timing));
     Ok(response)
 }
 
@@ -344,14 +338,13 @@ fn read_response(
                 Send::NotModified => StatusCode::NOT_MODIFIED.into_response(),
                 Send::Nothing(problem) => problem.into_response(),
             };
-            set(response.headers_mut(), header::ETAG, etag(&tag));
+            response.headers_mut().insert(header::ETAG, etag(&tag));
             response
         }
     };
     let headers = response.headers_mut();
-    set(headers, CACHE_STATUS, cache_status(fetched.outcome));
-    set(
-        headers,
+    headers.insert(CACHE_STATUS, cache_status(fetched.outcome));
+    headers.insert(
         SERVER_TIMING,
         server_timing(Some(fetched.cache_time), fetched.store_time),
     );

@@ -11,8 +11,8 @@ use axum::routing::get;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::{json_bytes, set};
 use crate::app::App;
+use crate::json::json_bytes;
 use crate::openapi;
 use crate::problem::{Kind, Problem};
 
@@ -69,18 +69,15 @@ async fn index(headers: HeaderMap) -> Response {
     } else {
         page(INDEX)
     };
-    set(
-        response.headers_mut(),
-        header::VARY,
-        HeaderValue::from_static("accept"),
-    );
+    response
+        .headers_mut()
+        .insert(header::VARY, HeaderValue::from_static("accept"));
     response
 }
 
 fn page(html: &'static str) -> Response {
     let mut response = Html(html).into_response();
-    set(
-        response.headers_mut(),
+    response.headers_mut().insert(
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(CONTENT_SECURITY_POLICY),
     );

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use writethrough::Settings;
 
 use super::fitness::verify;
 use super::hosts::Hosts;
@@ -18,7 +19,7 @@ use super::room::Room;
 use crate::config::{is_host, option_name};
 
 /// The longest that the server works on one statement. The bound on this side is the same.
-pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const STATEMENT_TIMEOUT: Duration = Settings::WRITE_TIMEOUT;
 /// The longest wait for one lock. A write of a locked row may wait for two, that of the row and that of
 /// its place in the queue; with the wait for a connection it is less than a write may take in all (5 s),
 /// so that its outcome is known.
