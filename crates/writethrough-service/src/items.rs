@@ -18,7 +18,7 @@ use writethrough::{
 use crate::clearing::Clearing;
 use crate::item::{Item, ItemFields, ItemId, NewItem, PageRequest};
 use crate::metrics::{Metrics, WriteKind};
-use crate::store::{Change, Condition, ItemStore, StoreError, StoreFailure, WriteResult};
+use crate::store::{Condition, ItemStore, Refusal, StoreError, StoreFailure};
 use crate::wire::{ItemBody, PageBody};
 
 /// The entity's name in the cache: keys are `item:<id>@<history>.<epoch>`.
@@ -179,25 +179,6 @@ impl From<ReadError<StoreError>> for ItemsError {
     }
 }
 
-/// Why an operation refused, in the terms of the engine: without effect.
-enum Refusal {
-    Missing,
-    Mismatch,
-    Store(StoreError),
-}
-
-fn refusal(error: OpError<StoreError>) -> OpError<Refusal> {
-    error.map(Refusal::Store)
-}
-
-fn done<T>(result: WriteResult<Change<T>>) -> Result<T, OpError<Refusal>> {
-    match result.map_err(refusal)? {
-        Change::Done(value) => Ok(value),
-        Change::Missing => Err(OpError::Rejected(Refusal::Missing)),
-        Change::Mismatch => Err(OpError::Rejected(Refusal::Mismatch)),
-    }
-}
-
 /// Adds up time on whichever task it passes.
 #[derive(Clone, Default)]
 struct Stopwatch(Arc<AtomicU64>);
@@ -327,7 +308,7 @@ impl Items {
                 },
             );
             async move {
-                let item = store.insert(guard, new).await.map_err(refusal)?;
+                let item = store.insert(guard, new).await?;
                 let document = Document::of_item(&item);
                 Ok(Commit::new(document.clone()).cache(&key, &document))
             }
@@ -350,7 +331,7 @@ impl Items {
         self.write(WriteKind::Update, id, move |store, guard| {
             let (key, fields, condition) = (key.clone(), fields.clone(), condition.clone());
             async move {
-                let item = done(store.update(guard, id, fields, condition).await)?;
+                let item = store.update(guard, id, fields, condition).await?;
                 let document = Document::of_item(&item);
                 Ok(Commit::new(document.clone()).cache(&key, &document))
             }
@@ -370,7 +351,7 @@ impl Items {
     ) -> Result<Written<()>, ItemsError> {
         self.write(WriteKind::Delete, id, move |store, guard| {
             let condition = condition.clone();
-            async move { done(store.delete(guard, id, condition).await).map(Commit::new) }
+            async move { store.delete(guard, id, condition).await.map(Commit::new) }
         })
         .await
     }

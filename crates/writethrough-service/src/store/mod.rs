@@ -101,19 +101,22 @@ impl Condition {
     }
 }
 
-/// What a conditional write found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change<T> {
-    /// It was done.
-    Done(T),
-    /// There is no such item; nothing was done.
+/// Why a write was refused; nothing was done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such item.
+    #[error("there is no such item")]
     Missing,
-    /// The item has a version that the condition does not accept; nothing was done.
+    /// The item has a version that the condition does not accept.
+    #[error("the item has another version")]
     Mismatch,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// The outcome of a write: an [`OpError`] says whether it may have had an effect.
-pub type WriteResult<T> = Result<T, OpError<StoreError>>;
+pub type WriteResult<T> = Result<T, OpError<Refusal>>;
 
 /// The use of a store's connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -164,15 +167,10 @@ pub trait ItemStore: Send + Sync + 'static {
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
-    ) -> WriteResult<Change<Item>>;
+    ) -> WriteResult<Item>;
 
     /// Removes an item, if its version is accepted.
-    async fn delete(
-        &self,
-        guard: Guard,
-        id: ItemId,
-        condition: Condition,
-    ) -> WriteResult<Change<()>>;
+    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()>;
 
     /// Asks for a sign of life, within a second or so.
     async fn ping(&self) -> Result<(), StoreError>;

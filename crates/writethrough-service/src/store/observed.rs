@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tracing::{Instrument, Span};
 use writethrough::{Guard, OpError};
 
-use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
+use super::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure, WriteResult};
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest};
 use crate::metrics::Metrics;
 
@@ -137,11 +137,12 @@ impl Failed for StoreError {
     }
 }
 
-impl Failed for OpError<StoreError> {
+impl Failed for OpError<Refusal> {
     fn failure(&self) -> Option<&'static str> {
         match self {
             Self::Fenced => Some("fenced"),
-            Self::Rejected(error) => Failed::failure(error),
+            Self::Rejected(Refusal::Missing | Refusal::Mismatch) => None,
+            Self::Rejected(Refusal::Store(error)) => Failed::failure(error),
             Self::Unknown(_) => Some("outcome_unknown"),
         }
     }
@@ -173,7 +174,7 @@ impl ItemStore for ObservedStore {
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
-    ) -> WriteResult<Change<Item>> {
+    ) -> WriteResult<Item> {
         self.observe(
             Operation::Update,
             self.store.update(guard, id, fields, condition),
@@ -181,12 +182,7 @@ impl ItemStore for ObservedStore {
         .await
     }
 
-    async fn delete(
-        &self,
-        guard: Guard,
-        id: ItemId,
-        condition: Condition,
-    ) -> WriteResult<Change<()>> {
+    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()> {
         self.observe(Operation::Delete, self.store.delete(guard, id, condition))
             .await
     }

@@ -16,7 +16,7 @@ use writethrough::postgres::{is_missing, is_stale_statement, migrate_schema, op_
 use writethrough::{Guard, OpError, PostgresFence};
 
 use super::left_out::{self, LeftOut, unreadable};
-use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
+use super::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure, WriteResult};
 use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
@@ -322,9 +322,9 @@ impl PostgresStore {
             .map_err(|failure| match failure {
                 Failure::Fenced => OpError::Fenced,
                 Failure::NotSent(error) | Failure::Refused(error) | Failure::Stale(error) => {
-                    OpError::Rejected(error)
+                    OpError::Rejected(error.into())
                 }
-                Failure::Lost(error) | Failure::Unanswered(error) => OpError::Unknown(error),
+                Failure::Lost(error) | Failure::Unanswered(error) => OpError::Unknown(error.into()),
             })
     }
 }
@@ -397,7 +397,7 @@ fn item(row: &Row) -> Result<Item, StoreError> {
 
 /// A row that could not be read after a write: the write has happened.
 fn written<T>(result: Result<T, StoreError>) -> WriteResult<T> {
-    result.map_err(OpError::Unknown)
+    result.map_err(|error| OpError::Unknown(error.into()))
 }
 
 /// The versions that a condition names, and whether the item's must be among them.
@@ -411,12 +411,12 @@ fn versions(condition: Condition) -> (Option<Vec<i64>>, bool) {
 
 /// The row was there when the statement began and was not changed: for lack of a matching version,
 /// or, when any version would have done, because another write removed it meanwhile.
-fn not_done<T>(unconditional: bool) -> Change<T> {
-    if unconditional {
-        Change::Missing
+fn not_done<T>(unconditional: bool) -> WriteResult<T> {
+    Err(OpError::Rejected(if unconditional {
+        Refusal::Missing
     } else {
-        Change::Mismatch
-    }
+        Refusal::Mismatch
+    }))
 }
 
 #[async_trait]
@@ -484,7 +484,7 @@ impl ItemStore for PostgresStore {
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
-    ) -> WriteResult<Change<Item>> {
+    ) -> WriteResult<Item> {
         let unconditional = condition == Condition::None;
         let (versions, among) = versions(condition);
         let rows = self
@@ -504,33 +504,28 @@ impl ItemStore for PostgresStore {
             )
             .await?;
         let Some(row) = rows.first() else {
-            return Ok(Change::Missing);
+            return Err(OpError::Rejected(Refusal::Missing));
         };
         if written(row.try_get(7).map_err(unreadable))? {
-            Ok(Change::Done(written(item(row))?))
+            written(item(row))
         } else {
-            Ok(not_done(unconditional))
+            not_done(unconditional)
         }
     }
 
-    async fn delete(
-        &self,
-        guard: Guard,
-        id: ItemId,
-        condition: Condition,
-    ) -> WriteResult<Change<()>> {
+    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()> {
         let unconditional = condition == Condition::None;
         let (versions, among) = versions(condition);
         let parameters: &[&(dyn ToSql + Sync)] =
             &[&guard.parameter(), &id.uuid(), &versions, &among];
         let rows = self.write(&guard, id, &DELETE, parameters).await?;
         let Some(row) = rows.first() else {
-            return Ok(Change::Missing);
+            return Err(OpError::Rejected(Refusal::Missing));
         };
         if written(row.try_get(0).map_err(unreadable))? {
-            Ok(Change::Done(()))
+            Ok(())
         } else {
-            Ok(not_done(unconditional))
+            not_done(unconditional)
         }
     }
 

@@ -20,7 +20,7 @@ use writethrough::{Guard, OpError};
 
 use self::lock::FileLock;
 use super::left_out::{self, LeftOut, unreadable};
-use super::{Change, Condition, ItemStore, PoolUse, StoreError, StoreFailure, WriteResult};
+use super::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure, WriteResult};
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
 pub(crate) mod address;
@@ -311,31 +311,32 @@ impl SqliteStore {
             let result = work(connection);
             Box::new(move |commit| {
                 let result = match (result, commit) {
+                    (result, Commit::Done) => result,
+                    (Ok(_), Commit::Unknown(why)) => Err(OpError::Unknown(unavailable(why))),
+                    // What it found may have been a change of the same commit that failed.
+                    (
+                        Ok(_) | Err(OpError::Rejected(Refusal::Missing | Refusal::Mismatch)),
+                        Commit::RolledBack(why) | Commit::Unknown(why),
+                    ) => Err(OpError::Rejected(unavailable(why))),
                     (Err(error), _) => Err(error),
-                    (Ok(value), Commit::Done) => Ok(value),
-                    (Ok(_), Commit::RolledBack(why)) => Err(OpError::Rejected(StoreError::new(
-                        StoreFailure::Unavailable,
-                        why,
-                    ))),
-                    (Ok(_), Commit::Unknown(why)) => Err(OpError::Unknown(StoreError::new(
-                        StoreFailure::Unavailable,
-                        why,
-                    ))),
                 };
                 let _ = answer.send(result);
                 drop(guard);
             })
         }))
-        .map_err(OpError::Rejected)?;
+        .map_err(|error| OpError::Rejected(error.into()))?;
         match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(OpError::Unknown(closed())),
-            Err(_) => Err(OpError::Unknown(StoreError::new(
-                StoreFailure::Unavailable,
+            Ok(Err(_)) => Err(OpError::Unknown(closed().into())),
+            Err(_) => Err(OpError::Unknown(unavailable(
                 "no answer from SQLite in time",
             ))),
         }
     }
+}
+
+fn unavailable(why: impl Into<String>) -> Refusal {
+    StoreError::new(StoreFailure::Unavailable, why).into()
 }
 
 fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
@@ -463,8 +464,8 @@ fn closed() -> StoreError {
     StoreError::new(StoreFailure::Unavailable, "the store is closed")
 }
 
-fn rejected(error: rusqlite::Error) -> OpError<StoreError> {
-    OpError::Rejected(failed(&error))
+fn rejected(error: rusqlite::Error) -> OpError<Refusal> {
+    OpError::Rejected(failed(&error).into())
 }
 
 fn item(row: &Row<'_>) -> Result<Item, StoreError> {
@@ -536,7 +537,9 @@ fn store(
                 |row| Ok(item(row)),
             )
         });
-    written.map_err(rejected)?.map_err(OpError::Unknown)
+    written
+        .map_err(rejected)?
+        .map_err(|error| OpError::Unknown(error.into()))
 }
 
 fn version_of(connection: &Connection, id: ItemId) -> rusqlite::Result<Option<i64>> {
@@ -605,38 +608,37 @@ impl ItemStore for SqliteStore {
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
-    ) -> WriteResult<Change<Item>> {
+    ) -> WriteResult<Item> {
         self.write(guard, move |connection| {
             // Only this thread writes, so nothing changes between the two statements. What cannot be
             // read could not be answered afterwards either, and is not written.
             match stored(connection, id).map_err(rejected)? {
-                None => return Ok(Change::Missing),
-                Some(Err(error)) => return Err(OpError::Rejected(error)),
-                Some(Ok(item)) if !condition.accepts(item.version) => return Ok(Change::Mismatch),
+                None => return Err(OpError::Rejected(Refusal::Missing)),
+                Some(Err(error)) => return Err(OpError::Rejected(error.into())),
+                Some(Ok(item)) if !condition.accepts(item.version) => {
+                    return Err(OpError::Rejected(Refusal::Mismatch));
+                }
                 Some(Ok(_)) => {}
             }
-            store(connection, UPDATE, id, &fields).map(Change::Done)
+            store(connection, UPDATE, id, &fields)
         })
         .await
     }
 
-    async fn delete(
-        &self,
-        guard: Guard,
-        id: ItemId,
-        condition: Condition,
-    ) -> WriteResult<Change<()>> {
+    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()> {
         self.write(guard, move |connection| {
             match version_of(connection, id).map_err(rejected)? {
-                None => return Ok(Change::Missing),
-                Some(version) if !condition.accepts(version) => return Ok(Change::Mismatch),
+                None => return Err(OpError::Rejected(Refusal::Missing)),
+                Some(version) if !condition.accepts(version) => {
+                    return Err(OpError::Rejected(Refusal::Mismatch));
+                }
                 Some(_) => {}
             }
             connection
                 .prepare_cached("DELETE FROM items WHERE id = ?1")
                 .and_then(|mut statement| statement.execute([key(id)]))
                 .map_err(rejected)?;
-            Ok(Change::Done(()))
+            Ok(())
         })
         .await
     }
@@ -842,7 +844,7 @@ mod tests {
             let written = store
                 .update(guard(&fence).await, item, fields("b"), Condition::None)
                 .await;
-            let Err(OpError::Rejected(error)) = written else {
+            let Err(OpError::Rejected(Refusal::Store(error))) = written else {
                 panic!("{written:?}")
             };
             named(&error);
@@ -851,7 +853,7 @@ mod tests {
                 .unwrap();
             assert_eq!(before, after);
             let deleted = store.delete(guard(&fence).await, item, Condition::None);
-            assert_eq!(deleted.await.unwrap(), Change::Done(()));
+            deleted.await.unwrap();
             store.close().await;
         }
         insert("x'00', 'a', 1, 1, 1").unwrap();
@@ -868,36 +870,24 @@ mod tests {
         let store = SqliteStore::temporary().unwrap();
         let fence = LocalFence::new();
         let id = ItemId::parse("550e8400-e29b-41d4-a716-446655440001").unwrap();
+        let missing = |error| matches!(error, OpError::Rejected(Refusal::Missing));
+        let mismatch = |error| matches!(error, OpError::Rejected(Refusal::Mismatch));
         let update = |condition| async {
-            store
-                .update(guard(&fence).await, id, fields("new"), condition)
-                .await
-                .unwrap()
+            let guard = guard(&fence).await;
+            store.update(guard, id, fields("new"), condition).await
         };
-        let Change::Done(item) = update(Condition::None).await else {
-            panic!("not done")
-        };
+        let item = update(Condition::None).await.unwrap();
         assert_eq!(item.version, 2);
         assert!(item.updated_at >= item.created_at);
-        assert_eq!(
-            update(Condition::VersionIn(vec![1])).await,
-            Change::Mismatch
-        );
+        let one = Condition::VersionIn(vec![1]);
+        assert!(update(one.clone()).await.is_err_and(mismatch));
         let delete = |condition| async {
-            store
-                .delete(guard(&fence).await, id, condition)
-                .await
-                .unwrap()
+            let guard = guard(&fence).await;
+            store.delete(guard, id, condition).await
         };
-        assert_eq!(
-            delete(Condition::VersionIn(vec![1])).await,
-            Change::Mismatch
-        );
-        assert_eq!(
-            delete(Condition::VersionIn(vec![2])).await,
-            Change::Done(())
-        );
-        assert_eq!(delete(Condition::None).await, Change::Missing);
-        assert_eq!(update(Condition::None).await, Change::Missing);
+        assert!(delete(one).await.is_err_and(mismatch));
+        delete(Condition::VersionIn(vec![2])).await.unwrap();
+        assert!(delete(Condition::None).await.is_err_and(missing));
+        assert!(update(Condition::None).await.is_err_and(missing));
     }
 }
