@@ -507,7 +507,7 @@ fn build(deadline: Instant) -> anyhow::Result<PathBuf> {
         .args([
             "build",
             "--package",
-            "writethrough-service",
+            "writethrough-cli",
             "--bin",
             "writethrough",
         ])

@@ -61,13 +61,13 @@ pub(crate) const DOCUMENTATION: &str = "documentation tests";
 
 /// In this order. Whatever is not listed waits, and comes after those that are.
 const LANES: &[(&str, Lane)] = &[
-    ("writethrough-service: tests/torture.rs", Lane::Judges),
-    ("writethrough-service: tests/faults.rs", Lane::Judges),
-    ("writethrough-service: tests/slow_store.rs", Lane::Judges),
-    ("writethrough-service: tests/cost.rs", Lane::Judges),
+    ("writethrough-cli: tests/torture.rs", Lane::Judges),
+    ("writethrough-cli: tests/faults.rs", Lane::Judges),
+    ("writethrough-cli: tests/slow_store.rs", Lane::Judges),
+    ("writethrough-cli: tests/cost.rs", Lane::Judges),
     ("writethrough: tests/engine.rs", Lane::Waits),
     (LAB, Lane::Waits),
-    ("writethrough-service: tests/outages.rs", Lane::Waits),
+    ("writethrough-cli: tests/outages.rs", Lane::Waits),
     ("writethrough-protocol: tests/model/main.rs", Lane::Computes),
     ("writethrough: tests/memory.rs", Lane::Computes),
     ("writethrough: tests/transitions.rs", Lane::Computes),

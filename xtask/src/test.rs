@@ -27,7 +27,7 @@ const BOUND_MINUTES: u64 = 40;
 const QUIET: Duration = Duration::from_secs(20);
 
 /// The package that the lab belongs to, and no other.
-const LAB_PACKAGE: &str = "writethrough-service";
+const LAB_PACKAGE: &str = "writethrough-cli";
 /// Variables that change what libtest prints.
 const LIBTEST: [&str; 2] = ["RUST_TEST_SHUFFLE", "RUST_TEST_NOCAPTURE"];
 

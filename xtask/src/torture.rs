@@ -121,7 +121,7 @@ fn build() -> anyhow::Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build
-        .args(["build", "--release", "-p", "writethrough-service"])
+        .args(["build", "--release", "-p", "writethrough-cli"])
         .current_dir(root());
     let (end, text) = command::output(build, Instant::now() + BUILD_BOUND)?;
     ensure!(end.ok(), "building failed: {}\n{text}", end.describe());

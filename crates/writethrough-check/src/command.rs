@@ -1,10 +1,12 @@
 //! The command `writethrough check`: from its arguments to an exit code.
+//!
+//! Whoever has a history from elsewhere, or runs the workload under circumstances of its own, uses the steps: [`printed`],
+//! [`CheckArgs::settings`], [`announce`], [`drive`], and [`conclude`] or [`undecided`].
 
 use std::{
     fs::File,
     io::{BufReader, BufWriter, ErrorKind, IsTerminal, Write},
     path::PathBuf,
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -16,13 +18,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::{
     history::History,
     judge::Judge,
-    nemesis::{self, Cluster, ClusterSettings, Faults, Nemesis, Plan, Planned, Span},
     report::{self, Circumstances, Summary, Verdict},
     workload::{self, Mix, Progress, Settings, WorkloadError},
 };
-
-/// The least request timeout with a cluster: a write is bounded by 10 s there, and its answer should be waited for.
-const CLUSTER_REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Check that a service with an items API is linearizable.
 ///
@@ -33,7 +31,7 @@ pub struct CheckArgs {
     #[arg(
         long = "target",
         value_name = "URL",
-        required_unless_present_any = ["history", "cluster"]
+        required_unless_present = "history"
     )]
     pub targets: Vec<String>,
 
@@ -94,59 +92,6 @@ pub struct CheckArgs {
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 
-    /// Start a cluster of so many nodes, as in nodes=3, cause faults while it is checked, and audit it at the end
-    #[arg(long, value_name = "nodes=COUNT", conflicts_with_all = ["targets", "history"])]
-    pub cluster: Option<ClusterSize>,
-
-    /// Kinds of fault, as in kill-redis,pause-node; or all, or none
-    #[arg(
-        long,
-        value_name = "KINDS",
-        default_value = "all",
-        requires = "cluster",
-        conflicts_with = "targets"
-    )]
-    pub faults: Faults,
-
-    /// Where the random choices of the schedule of faults start [default: a random number, which is printed]
-    #[arg(
-        long,
-        value_name = "SEED",
-        requires = "cluster",
-        conflicts_with = "targets"
-    )]
-    pub schedule_seed: Option<u64>,
-
-    /// How long a fault lasts
-    #[arg(long, value_name = "TIME..TIME", default_value_t = Span::from_millis(500, 3_000), requires = "cluster", conflicts_with = "targets")]
-    pub fault_length: Span,
-
-    /// Time without faults between one group of faults and the next
-    #[arg(long, value_name = "TIME..TIME", default_value_t = Span::from_millis(500, 3_500), requires = "cluster", conflicts_with = "targets")]
-    pub gap: Span,
-
-    /// How the nodes keep the cache
-    #[arg(long, value_name = "MODE", default_value = "strict", value_parser = ["strict", "textbook", "off"], requires = "cluster", conflicts_with = "targets")]
-    pub consistency: String,
-
-    /// The nodes' program [default: this one]
-    #[arg(
-        long,
-        value_name = "PATH",
-        requires = "cluster",
-        conflicts_with = "targets"
-    )]
-    pub binary: Option<PathBuf>,
-
-    /// How long the nodes keep values cached, in seconds [default: the program's]
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        requires = "cluster",
-        conflicts_with = "targets"
-    )]
-    pub ttl: Option<u64>,
-
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -160,26 +105,12 @@ pub struct CheckArgs {
     pub judge_limit: Duration,
 }
 
-/// How many nodes a cluster has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClusterSize(pub usize);
-
-impl FromStr for ClusterSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let count = text.strip_prefix("nodes=").unwrap_or(text);
-        count
-            .parse()
-            .ok()
-            .filter(|count| (1..=9).contains(count))
-            .map(Self)
-            .ok_or_else(|| "use nodes=COUNT with a count from 1 to 9, as in nodes=3".to_owned())
-    }
-}
-
 /// Parses a whole number with one of the units ms, s, m and h.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+///
+/// Says what to write instead.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text
         .find(|letter: char| !letter.is_ascii_digit())
         .unwrap_or(text.len());
@@ -271,49 +202,74 @@ pub async fn run_to(
     out: &mut impl Write,
     complaints: &mut impl Write,
 ) -> anyhow::Result<u8> {
+    printed(out, complaints, async |out| check_to(&args, out).await).await
+}
+
+/// Prints what `check` writes to `out`. `check` does not see that `out` fails; `complaints` is told why, unless the reader
+/// of `out` has gone away.
+///
+/// # Errors
+///
+/// Those of `check`.
+pub async fn printed(
+    out: &mut impl Write,
+    complaints: &mut impl Write,
+    check: impl AsyncFnOnce(&mut dyn Write) -> anyhow::Result<u8>,
+) -> anyhow::Result<u8> {
     let mut printer = Printer { out, failed: None };
-    let code = judge_to(args, &mut printer).await;
+    let code = check(&mut printer).await;
     printer.finish(complaints);
     code
 }
 
-async fn judge_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
-    let mut circumstances = None;
-    let ran = match (&args.history, args.cluster) {
-        (Some(path), _) => {
-            let file =
-                File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-            let history = History::read(BufReader::with_capacity(1 << 20, file))
-                .with_context(|| format!("{} cannot be judged", path.display()))?;
-            Ok(history)
-        }
-        (None, Some(size)) => match besiege(&args, size, out).await? {
-            Ok((history, found)) => {
-                circumstances = Some(found);
-                Ok(history)
-            }
-            Err(error) => Err(error),
-        },
-        (None, None) => {
-            let settings = settings(&args, args.targets.clone());
-            announce(&args, &settings, out)?;
-            drive(&settings, &Arc::default(), async {}).await
-        }
-    };
-    let history = match ran {
-        Ok(history) => history,
-        Err(error) => {
-            if args.json {
-                let answer = serde_json::json!({
-                    "verdict": Verdict::Undecided, "reason": error.to_string(),
-                });
-                writeln!(out, "{answer:#}")?;
-            } else {
-                writeln!(out, "could not judge: {error}")?;
-            }
-            return Ok(Verdict::Undecided.exit_code());
-        }
-    };
+async fn check_to(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    if let Some(path) = &args.history {
+        let file =
+            File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let history = History::read(BufReader::with_capacity(1 << 20, file))
+            .with_context(|| format!("{} cannot be judged", path.display()))?;
+        return conclude(args, &history, None, out);
+    }
+    let settings = args.settings(args.targets.clone());
+    announce(args, &settings, out)?;
+    match drive(&settings, &Arc::default(), async {}).await {
+        Ok(history) => conclude(args, &history, None, out),
+        Err(error) => undecided(args, &error, out),
+    }
+}
+
+/// Says that there is nothing to judge, and why; the value is the exit code.
+///
+/// # Errors
+///
+/// When `out` fails.
+pub fn undecided(
+    args: &CheckArgs,
+    error: &WorkloadError,
+    out: &mut dyn Write,
+) -> anyhow::Result<u8> {
+    if args.json {
+        let answer = serde_json::json!({
+            "verdict": Verdict::Undecided, "reason": error.to_string(),
+        });
+        writeln!(out, "{answer:#}")?;
+    } else {
+        writeln!(out, "could not judge: {error}")?;
+    }
+    Ok(Verdict::Undecided.exit_code())
+}
+
+/// Keeps the history if that was asked for, judges it, and prints the result; the value is the exit code.
+///
+/// # Errors
+///
+/// When a file cannot be written, or `out` fails.
+pub fn conclude(
+    args: &CheckArgs,
+    history: &History,
+    circumstances: Option<Circumstances>,
+    out: &mut dyn Write,
+) -> anyhow::Result<u8> {
     if let Some(path) = &args.record {
         let file =
             File::create(path).with_context(|| format!("{} cannot be written", path.display()))?;
@@ -322,13 +278,13 @@ async fn judge_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }
     let judge = Judge::new(args.explain, args.judge_limit);
-    let judged = judge.judge(&history);
-    let mut summary = Summary::new(&history, &judged);
+    let judged = judge.judge(history);
+    let mut summary = Summary::new(history, &judged);
     if let Some(circumstances) = circumstances {
-        summary = summary.with_faults(report::under_faults(&history, circumstances));
+        summary = summary.with_faults(report::under_faults(history, circumstances));
     }
     if let Some(path) = &args.report {
-        let page = report::page(&summary, &history, judged.as_ref().ok());
+        let page = report::page(&summary, history, judged.as_ref().ok());
         std::fs::write(path, page)
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }
@@ -341,33 +297,40 @@ async fn judge_to(args: CheckArgs, out: &mut impl Write) -> anyhow::Result<u8> {
     Ok(summary.exit_code())
 }
 
-/// The workload's settings.
-fn settings(args: &CheckArgs, targets: Vec<String>) -> Settings {
-    let seed = args
-        .seed
-        .unwrap_or_else(|| fastrand::Rng::new().u64(..1 << 32));
-    let duration = match (args.duration, args.operations) {
-        (None, None) => Some(Duration::from_secs(30)),
-        (duration, _) => duration,
-    };
-    Settings {
-        targets,
-        processes: args.processes,
-        keys: args.keys,
-        duration,
-        operations: args.operations,
-        mix: args.mix,
-        rate: args.rate.filter(|rate| *rate > 0.0),
-        seed,
-        request_timeout: args.request_timeout,
-        wait: args.wait,
-        not_made: args.not_made.clone(),
-        ..Settings::default()
+impl CheckArgs {
+    /// The workload's settings.
+    #[must_use]
+    pub fn settings(&self, targets: Vec<String>) -> Settings {
+        let seed = self
+            .seed
+            .unwrap_or_else(|| fastrand::Rng::new().u64(..1 << 32));
+        let duration = match (self.duration, self.operations) {
+            (None, None) => Some(Duration::from_secs(30)),
+            (duration, _) => duration,
+        };
+        Settings {
+            targets,
+            processes: self.processes,
+            keys: self.keys,
+            duration,
+            operations: self.operations,
+            mix: self.mix,
+            rate: self.rate.filter(|rate| *rate > 0.0),
+            seed,
+            request_timeout: self.request_timeout,
+            wait: self.wait,
+            not_made: self.not_made.clone(),
+            ..Settings::default()
+        }
     }
 }
 
 /// Says how the run can be repeated.
-fn announce(args: &CheckArgs, settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
+///
+/// # Errors
+///
+/// When `out` fails.
+pub fn announce(args: &CheckArgs, settings: &Settings, out: &mut dyn Write) -> anyhow::Result<()> {
     if !args.json {
         writeln!(
             out,
@@ -378,99 +341,16 @@ fn announce(args: &CheckArgs, settings: &Settings, out: &mut impl Write) -> anyh
     Ok(())
 }
 
-/// Runs the workload on a cluster of its own while the nemesis is at work, then audits the cluster.
-async fn besiege(
-    args: &CheckArgs,
-    size: ClusterSize,
-    out: &mut impl Write,
-) -> anyhow::Result<Result<(History, Circumstances), WorkloadError>> {
-    let binary = match &args.binary {
-        Some(path) => path.clone(),
-        None => std::env::current_exe().context("this program cannot be found")?,
-    };
-    let started = Cluster::start(&ClusterSettings {
-        nodes: size.0,
-        binary,
-        consistency: args.consistency.clone(),
-        ttl_seconds: args.ttl,
-    })
-    .await;
-    let cluster = Arc::new(started.context("the cluster did not start")?);
-    let mut settings = settings(args, cluster.urls());
-    settings.pinned = true;
-    settings.request_timeout = settings.request_timeout.max(CLUSTER_REQUEST_TIMEOUT);
-    let schedule_seed = args
-        .schedule_seed
-        .unwrap_or_else(|| fastrand::Rng::new().u64(..1 << 32));
-    let planned = nemesis::schedule(&Plan {
-        seed: schedule_seed,
-        faults: args.faults.0.clone(),
-        nodes: size.0,
-        duration: settings.duration.unwrap_or(Duration::from_secs(3_600)),
-        length: args.fault_length,
-        gap: args.gap,
-    });
-    announce(args, &settings, out)?;
-    let note = format!(
-        "{} nodes, consistency {}, faults {}, schedule seed {schedule_seed}, fault length {}, gap {}",
-        size.0, args.consistency, args.faults, args.fault_length, args.gap
-    );
-    if !args.json {
-        writeln!(out, "{note}")?;
-        for one in &planned {
-            writeln!(out, "  {one}")?;
-        }
-    }
-    let progress = Arc::new(Progress::default());
-    let (history, deeds) = run_under(&cluster, &settings, &progress, planned).await;
-    let mut history = match history {
-        Ok(history) => history,
-        Err(error) => return Ok(Err(error)),
-    };
-    history.header.note = Some(note);
-    history.header.faults = deeds.faults;
-    let mut errors = deeds.errors;
-    let audit = nemesis::audit(&history, &settings.targets, cluster.postgres()).await;
-    let audit = audit
-        .map_err(|error| errors.push(format!("the audit: {error}")))
-        .ok();
-    let circumstances = Circumstances {
-        schedule_seed,
-        consistency: args.consistency.clone(),
-        cache_hits: progress.hits(),
-        audit,
-        errors,
-    };
-    Ok(Ok((history, circumstances)))
-}
-
-/// The workload and the nemesis together. The last look at each item comes when the nemesis has gone.
-async fn run_under(
-    cluster: &Arc<Cluster>,
-    settings: &Settings,
-    progress: &Arc<Progress>,
-    planned: Vec<Planned>,
-) -> (Result<History, WorkloadError>, nemesis::Deeds) {
-    let mut deeds = None;
-    let mut nemesis = Some(Nemesis::start(Arc::clone(cluster), planned, settings.clock));
-    let calm = async {
-        if let Some(nemesis) = nemesis.take() {
-            let mut done = nemesis.finish().await;
-            if let Err(error) = cluster.well().await {
-                done.errors.push(error.to_string());
-            }
-            deeds = Some(done);
-        }
-    };
-    let history = drive(settings, progress, calm).await;
-    if let Some(nemesis) = nemesis {
-        nemesis.finish().await;
-    }
-    (history, deeds.unwrap_or_default())
-}
-
-/// Runs the workload with a progress bar.
-async fn drive(
+/// Runs the workload with a progress bar. `calm` is awaited before the last look at each item.
+///
+/// # Errors
+///
+/// There is nothing to judge.
+///
+/// # Cancellation
+///
+/// Ends the workload. An interrupt signal ends it early, with the history until then.
+pub async fn drive(
     settings: &Settings,
     progress: &Arc<Progress>,
     calm: impl Future<Output = ()>,
@@ -520,14 +400,6 @@ fn progress_bar(settings: &Settings) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cluster_sizes_are_parsed() {
-        assert_eq!("nodes=3".parse(), Ok(ClusterSize(3)));
-        for wrong in ["", "nodes=", "nodes=0", "nodes=10", "replicas=3"] {
-            assert!(wrong.parse::<ClusterSize>().is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn durations_are_parsed() {

@@ -2,21 +2,19 @@
 //!
 //! Client processes invoke reads, lists, creates, updates and deletes at random and record what they saw in a
 //! [`history`]; the [`judge`] says whether every item behaved like a single, linearizable copy; the [`report`] explains
-//! what could not have happened. `writethrough check` is [`CheckArgs`] and [`run`].
-//!
-//! With `--cluster` it brings the services along: [`nemesis`] starts nodes on a Postgres and a Redis of their own, causes
-//! faults by a schedule while the processes are at work, and compares every item with Postgres afterwards.
+//! what could not have happened. `writethrough check` is [`CheckArgs`] and [`run`]; [`command`] has the steps, for those
+//! who run the workload under faults of their own.
 //!
 //! The checker speaks HTTP only and imports nothing of what it judges.
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod client;
-mod command;
+pub mod command;
 pub mod history;
 pub mod judge;
-pub mod nemesis;
 pub mod report;
 pub mod workload;
 
-pub use command::{CheckArgs, run, run_to};
+pub use command::{CheckArgs, parse_duration, run, run_to};

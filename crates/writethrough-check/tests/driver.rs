@@ -451,21 +451,6 @@ async fn faults_that_were_recorded_are_shaded_in_the_timeline() {
     assert!(!page.contains("kill-node"), "it was not in force then");
 }
 
-#[tokio::test]
-async fn a_cluster_and_targets_exclude_each_other() {
-    let parse = |arguments: &[&str]| Command::try_parse_from([&["check"], arguments].concat());
-    assert!(parse(&["--cluster", "nodes=3", "--faults", "kill-redis"]).is_ok());
-    for wrong in [
-        &["--faults", "kill-redis", "--target", "http://x"][..],
-        &["--cluster", "nodes=3", "--target", "http://x"],
-        &["--cluster", "nodes=3", "--consistency", "eventual"],
-        &["--cluster", "nodes=3", "--faults", "kill-everything"],
-        &[],
-    ] {
-        assert!(parse(wrong).is_err(), "{wrong:?}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_judged_has_its_own_exit_code() {
     let url = serve(Fault::Broken).await;

@@ -1,11 +1,11 @@
 //! The items service: an HTTP API in front of a database, with the write-through cache of
 //! [`writethrough`] between them.
 //!
-//! [`server::Server::start`] takes a [`config::Config`] and gives a running server; the binary
-//! `writethrough` does little else. From the outside in: [`exchange`] is the layer around every
+//! [`server::Server::start`] takes a [`config::Config`] and gives a running server; `writethrough serve` does
+//! little else. From the outside in: [`exchange`] is the layer around every
 //! request, [`routes`] turns requests into calls of [`items`], which puts the cache in front of a
 //! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
-//! [`listen`] is where it listens; [`lab`] and [`probe`] stand beside the service: `serve` uses neither.
+//! [`listen`] is where it listens.
 
 #![forbid(unsafe_code)]
 
@@ -23,14 +23,12 @@ pub mod exposition;
 pub mod item;
 pub mod items;
 mod json;
-pub mod lab;
 pub mod listen;
 pub mod malformed;
 pub mod manager;
 pub mod metrics;
 pub mod openapi;
 pub mod overload;
-pub mod probe;
 pub mod problem;
 pub mod routes;
 pub mod server;

@@ -36,7 +36,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .current_dir(root())
-        .args(["build", "-p", "writethrough-service"])
+        .args(["build", "-p", "writethrough-cli"])
         .status()
         .context("cargo could not be run")?;
     ensure!(built.success(), "the program could not be built");

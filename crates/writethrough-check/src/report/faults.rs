@@ -12,8 +12,8 @@ use super::{
     duration,
 };
 use crate::{
+    audit::Audit,
     history::{Action, Disturbance, History, Operation, Outcome},
-    nemesis::Audit,
 };
 
 /// The longest that a write may wait, so many nanoseconds.

@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use writethrough_testbed::{Child, ChildSpec, Testbed, find_program, free_port, until};
 
-use crate::probe;
+use crate::look;
 
 /// The configuration for the containers; its part before the targets is used here too.
-const CONFIGURATION: &str = include_str!("../../../../lab/prometheus/prometheus.yml");
+const CONFIGURATION: &str = include_str!("../../../lab/prometheus/prometheus.yml");
 /// The rules, by file name.
 const RULES: [(&str, &str); 2] = [
     (
         "recording.yml",
-        include_str!("../../../../lab/prometheus/recording.yml"),
+        include_str!("../../../lab/prometheus/recording.yml"),
     ),
     (
         "alerts.yml",
-        include_str!("../../../../lab/prometheus/alerts.yml"),
+        include_str!("../../../lab/prometheus/alerts.yml"),
     ),
 ];
 /// Where people look for it first.
@@ -26,7 +26,7 @@ const USUAL_PORT: u16 = 9090;
 const READY_BOUND: Duration = Duration::from_secs(20);
 
 /// Starts Prometheus; `Err` within tells why there is none.
-pub(super) async fn start(
+pub(crate) async fn start(
     testbed: &Testbed,
     nodes: &[SocketAddr],
 ) -> anyhow::Result<Result<(Child, SocketAddr), String>> {
@@ -63,10 +63,8 @@ pub(super) async fn start(
             if !child.is_running() {
                 return Some(());
             }
-            let ready = probe::get(address, "/-/ready", Duration::from_secs(1)).await;
-            ready
-                .is_ok_and(|(status, _)| status.is_success())
-                .then_some(())
+            let (status, _) = look::get(address, "/-/ready").await?;
+            status.is_success().then_some(())
         },
     )
     .await?;

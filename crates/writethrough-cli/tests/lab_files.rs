@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../writethrough-service/tests/support/mod.rs"]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +137,7 @@ fn compose_has_what_the_contract_promises_and_refers_only_to_what_exists() {
     let services = compose["services"].as_object().unwrap();
     let promised = [
         "api",
+        "check",
         "grafana",
         "jaeger",
         "k6",
@@ -160,7 +162,8 @@ fn compose_has_what_the_contract_promises_and_refers_only_to_what_exists() {
             limits["memory"].is_string() && limits["cpus"].is_string(),
             "{name}"
         );
-        assert_eq!(service["profiles"].is_array(), name == "k6", "{name}");
+        let on_demand = ["k6", "check"].contains(&name.as_str());
+        assert_eq!(service["profiles"].is_array(), on_demand, "{name}");
         for (other, how) in service["depends_on"].as_object().into_iter().flatten() {
             assert!(services.contains_key(other), "{name} depends on {other}");
             assert_eq!(how["condition"], "service_healthy", "{name} on {other}");
@@ -301,6 +304,25 @@ fn the_dockerfile_has_every_target_and_argument_and_gives_a_bare_image() {
         }
     }
     assert_eq!(*stages.last().unwrap(), ("scratch", "api"));
+    // What serves has neither the checker nor the lab in it, and the checker is an image of its own.
+    let target = compose["services"]["check"]["build"]["target"].as_str();
+    assert!(stages.contains(&("scratch", target.unwrap())));
+    let built = |stage: &str| {
+        let (_, rest) = dockerfile.split_once(&format!(" AS {stage}\n")).unwrap();
+        let stage = rest.split("\nFROM ").next().unwrap();
+        let (_, build) = stage.split_once("--package writethrough-cli").unwrap();
+        build
+            .lines()
+            .next()
+            .unwrap()
+            .trim_matches([' ', '\\'])
+            .to_owned()
+    };
+    assert_eq!(built("build"), "--no-default-features");
+    assert_eq!(
+        built("build-check"),
+        "--no-default-features --features check"
+    );
     let (_, last) = dockerfile.rsplit_once("FROM ").unwrap();
     let port = last.lines().find_map(|line| line.strip_prefix("ENV PORT="));
     let listen = writethrough_service::config::listen(&None, |name| {

@@ -24,7 +24,7 @@ use super::{
     schedule::Planned,
     wait,
 };
-use crate::client::{Client, Reply, Target};
+use writethrough_check::client::{Client, Reply, Target};
 
 /// How long a node may take to become ready, and a cluster to become well.
 const READY_BOUND: Duration = Duration::from_secs(30);

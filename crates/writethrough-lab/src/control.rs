@@ -15,8 +15,8 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::stack::Stack;
-use crate::causes::chain;
+use crate::stack::Stack;
+use writethrough_service::causes::chain;
 
 /// The socket's name in the lab's folder.
 const SOCKET: &str = "control";
@@ -32,13 +32,13 @@ const REQUEST_BYTES: u64 = 4096;
 
 /// What another terminal asks for.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Request {
-    pub(super) verb: String,
-    pub(super) word: Option<String>,
+pub(crate) struct Request {
+    pub(crate) verb: String,
+    pub(crate) word: Option<String>,
 }
 
 impl Request {
-    pub(super) fn new(verb: &str, word: Option<&str>) -> Self {
+    pub(crate) fn new(verb: &str, word: Option<&str>) -> Self {
         Self {
             verb: verb.to_owned(),
             word: word.map(str::to_owned),
@@ -58,13 +58,13 @@ enum Answer {
 }
 
 /// The running lab's end of the socket. Dropping it stops it.
-pub(super) struct Server {
+pub(crate) struct Server {
     accepting: JoinHandle<()>,
 }
 
 impl Server {
     /// Listens in `folder`. `down` is told when somebody asks for the end.
-    pub(super) fn open(folder: &Path, stack: Arc<Stack>, down: Sender<()>) -> anyhow::Result<Self> {
+    pub(crate) fn open(folder: &Path, stack: Arc<Stack>, down: Sender<()>) -> anyhow::Result<Self> {
         std::fs::write(
             folder.join(MARK),
             "the data of `writethrough lab`; `writethrough lab down` removes them\n",
@@ -130,7 +130,7 @@ async fn serve(stream: UnixStream, stack: &Stack, down: &Sender<()>) -> anyhow::
 /// # Errors
 ///
 /// No lab runs there, or it refused; the message says which and what to do.
-pub(super) async fn ask(folder: &Path, request: &Request) -> anyhow::Result<String> {
+pub(crate) async fn ask(folder: &Path, request: &Request) -> anyhow::Result<String> {
     let connected = timeout(CONNECT_BOUND, UnixStream::connect(socket(folder))).await;
     let mut stream = match connected {
         Ok(Ok(stream)) => stream,
@@ -171,7 +171,7 @@ pub(super) async fn ask(folder: &Path, request: &Request) -> anyhow::Result<Stri
 
 /// Removes what a lab left whose machine went down; `true` when there was something. Other folders are
 /// left alone. The caller has made sure that no lab answers there.
-pub(super) fn remove_remains(folder: &Path) -> anyhow::Result<bool> {
+pub(crate) fn remove_remains(folder: &Path) -> anyhow::Result<bool> {
     if !folder.join(MARK).is_file() {
         return Ok(false);
     }

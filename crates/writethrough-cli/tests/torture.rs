@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use writethrough_check::history::{Header, History};
-use writethrough_check::nemesis::{Cluster, ClusterSettings, Fault, audit};
+use writethrough_lab::nemesis::{Cluster, ClusterSettings, Fault, audit};
 
 /// One cluster at a time: a machine that is busy with several would break the bounds of each.
 static ALONE: Mutex<()> = Mutex::const_new(());

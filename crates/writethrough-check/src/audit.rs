@@ -1,8 +1,8 @@
-//! The audit: when all is calm, does every node serve what Postgres holds, and does Postgres hold all that was
+//! The audit: when all is calm, does every target serve what the database holds, and does the database hold all that was
 //! acknowledged?
 //!
 //! It is separate from the workload and from the judge: it looks at every item that the history or the table knows, and at
-//! nothing else of the run.
+//! nothing else of the run. The table is read by the caller, who knows the database.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,7 +13,6 @@ use std::{
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 use tokio::task::JoinSet;
-use writethrough_testbed::Postgres;
 
 use crate::{
     client::{Client, Item, Reply, Target},
@@ -29,29 +28,12 @@ const ROUNDS: usize = 5;
 /// Differences that are told; all are counted.
 const TOLD: usize = 20;
 
-const SELECT: &str =
-    "SELECT id, encode(convert_to(name, 'UTF8'), 'hex'), price, version FROM items";
-
-/// Why an audit was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum AuditError {
-    /// The table could not be read.
-    #[error("the table of items could not be read: {0}")]
-    Table(writethrough_testbed::Error),
-    /// The table says something that it cannot say.
-    #[error("the table of items holds {0:?}")]
-    Row(String),
-    /// An address cannot be used.
-    #[error("{0}")]
-    Target(String),
-}
-
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Difference {
     /// The item.
     pub key: String,
-    /// Index of the node that serves it differently; none when Postgres itself lacks something.
+    /// Index of the target that serves it differently; none when the database itself lacks something.
     pub node: Option<usize>,
     /// What should be.
     pub expected: String,
@@ -64,7 +46,7 @@ pub struct Difference {
 pub struct Audit {
     /// Items looked at, deleted ones among them.
     pub items: u64,
-    /// Reads of items, over all nodes.
+    /// Reads of items, over all targets.
     pub reads: u64,
     /// Acknowledged writes looked for.
     pub acknowledged_writes: u64,
@@ -84,12 +66,15 @@ impl Audit {
     }
 }
 
-/// One item, as Postgres holds it or a node serves it.
+/// One item, as the database holds it or a target serves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
-    name: String,
-    cents: i64,
-    version: u64,
+pub struct Row {
+    /// Its name, which is the value that was written.
+    pub name: String,
+    /// Its price, in cents.
+    pub cents: i64,
+    /// Its version.
+    pub version: u64,
 }
 
 impl Row {
@@ -107,25 +92,21 @@ impl Row {
     }
 }
 
-type Table = HashMap<String, Row>;
+/// All items that the database holds, by their keys.
+pub type Table = HashMap<String, Row>;
 
 /// Compares every item of the history and of the table, as served by each target, with the table, and the table with
 /// every acknowledged write of the history.
 ///
 /// # Errors
 ///
-/// When the table cannot be read.
-pub async fn audit(
+/// When the table cannot be read: those of `read_table`.
+pub async fn audit<E>(
     history: &History,
-    targets: &[String],
-    postgres: &Postgres,
-) -> Result<Audit, AuditError> {
-    let targets: Vec<Arc<Target>> = targets
-        .iter()
-        .map(|url| Target::parse(url).map(Arc::new))
-        .collect::<Result<_, _>>()
-        .map_err(AuditError::Target)?;
-    let mut table = read_table(postgres).await?;
+    targets: &[Arc<Target>],
+    read_table: impl AsyncFn() -> Result<Table, E>,
+) -> Result<Audit, E> {
+    let mut table = read_table().await?;
     let mut open: BTreeSet<String> = (0..history.key_count() as u32)
         .map(|key| history.key_name(crate::history::Key(key)).to_owned())
         .chain(table.keys().cloned())
@@ -136,8 +117,8 @@ pub async fn audit(
     };
     let mut differences = Vec::new();
     for _ in 0..ROUNDS {
-        let served = serve_all(&targets, &open).await;
-        let again = read_table(postgres).await?;
+        let served = serve_all(targets, &open).await;
+        let again = read_table().await?;
         let changed: BTreeSet<String> = open
             .iter()
             .filter(|key| table.get(*key) != again.get(*key))
@@ -184,29 +165,6 @@ pub async fn audit(
     differences.truncate(TOLD);
     audit.differences = differences;
     Ok(audit)
-}
-
-async fn read_table(postgres: &Postgres) -> Result<Table, AuditError> {
-    let text = postgres.run(SELECT).await.map_err(AuditError::Table)?;
-    text.lines()
-        .map(|line| row_of(line).ok_or_else(|| AuditError::Row(line.to_owned())))
-        .collect()
-}
-
-fn row_of(line: &str) -> Option<(String, Row)> {
-    let mut columns = line.split('|');
-    let key = columns.next()?.to_owned();
-    let hex = columns.next()?;
-    let bytes: Option<Vec<u8>> = (0..hex.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok())
-        .collect();
-    let row = Row {
-        name: String::from_utf8(bytes?).ok()?,
-        cents: columns.next()?.replace('.', "").parse().ok()?,
-        version: columns.next()?.parse().ok()?,
-    };
-    Some((key, row))
 }
 
 type Answer = Result<Option<Row>, String>;
@@ -315,7 +273,7 @@ fn lost_writes(history: &History, table: &Table, audit: &mut Audit) -> Vec<Diffe
             key: key.to_owned(),
             node: None,
             expected,
-            found: format!("Postgres holds {}", Row::describe(row)),
+            found: format!("the database holds {}", Row::describe(row)),
         });
     }
     lost
@@ -331,15 +289,6 @@ mod tests {
             name: name.to_owned(),
             cents: 1_205,
             version,
-        }
-    }
-
-    #[test]
-    fn rows_are_read() {
-        let (key, read) = row_of("k1|6e7c31|12.05|3").unwrap();
-        assert_eq!((key.as_str(), read), ("k1", row("n|1", 3)));
-        for wrong in ["", "k|6|1.00|1", "k|6e|x|1", "k|6e|1.00|-1", "k|zz|1.00|1"] {
-            assert!(row_of(wrong).is_none(), "{wrong}");
         }
     }
 

@@ -23,12 +23,12 @@ use tokio::{
 };
 
 pub use self::{
-    audit::{Audit, AuditError, Difference, audit},
+    audit::{AuditError, audit},
     cluster::{Cluster, ClusterSettings},
     fault::{Fault, Faults, Hold},
     schedule::{AT_ONCE, LONGEST_PAUSE, Plan, Planned, Span, schedule},
 };
-use crate::{history::Disturbance, workload::Clock};
+use writethrough_check::{history::Disturbance, workload::Clock};
 
 /// What the nemesis did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../writethrough-service/tests/support/mod.rs"]
 mod support;
 
 use std::fs;

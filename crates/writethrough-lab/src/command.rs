@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use writethrough_testbed::until;
 
-use super::control::{self, Request};
-use super::stack::{Plan, Stack};
-use super::tools;
-use crate::shutdown::Signals;
-use crate::{config, listen};
+use crate::control::{self, Request};
+use crate::stack::{Plan, Stack};
+use crate::tools;
+use writethrough_service::shutdown::Signals;
+use writethrough_service::{config, listen};
 
 /// How long `down` waits for the folder to vanish.
 const DOWN_BOUND: Duration = Duration::from_secs(30);

@@ -30,7 +30,7 @@ const TERMINAL: &[&str] = &[
 ];
 
 /// Becomes `psql`, connected to the lab's database.
-pub(super) fn psql(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+pub(crate) fn psql(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let (host, port) = split(address)?;
     let mut command = Command::new(find_program("psql")?);
     own_environment(&mut command, TERMINAL)
@@ -41,7 +41,7 @@ pub(super) fn psql(address: &str, arguments: &[String]) -> anyhow::Result<ExitCo
 }
 
 /// Becomes `redis-cli`, connected to the lab's Redis.
-pub(super) fn redis_cli(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
+pub(crate) fn redis_cli(address: &str, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let (host, port) = split(address)?;
     let mut command = Command::new(find_program("redis-cli")?);
     own_environment(&mut command, TERMINAL)
@@ -51,7 +51,7 @@ pub(super) fn redis_cli(address: &str, arguments: &[String]) -> anyhow::Result<E
 }
 
 /// Becomes `tail` on a log.
-pub(super) fn tail(file: &Path, follow: bool) -> anyhow::Result<ExitCode> {
+pub(crate) fn tail(file: &Path, follow: bool) -> anyhow::Result<ExitCode> {
     let mut command = Command::new("tail");
     command.args(["-n", "40"]);
     if follow {

@@ -1,25 +1,35 @@
-//! The command `writethrough`.
+//! The command `writethrough`: `serve` and `health`, `check` with the feature of this name, `lab` and `check --cluster`
+//! with the feature `lab`.
 
 #![forbid(unsafe_code)]
+
+mod health;
 
 use std::any::TypeId;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use writethrough_check::CheckArgs;
 use writethrough_service::causes::chain;
 use writethrough_service::config::{self, Config, ServeArgs};
-use writethrough_service::lab::{self, LabArgs};
+use writethrough_service::descriptors;
 use writethrough_service::manager::Manager;
 use writethrough_service::server::Server;
 use writethrough_service::shutdown::Signals;
 use writethrough_service::telemetry::Telemetry;
-use writethrough_service::{descriptors, listen, probe};
+
+#[cfg(all(feature = "check", not(feature = "lab")))]
+use writethrough_check::{CheckArgs, run as run_check};
+#[cfg(feature = "lab")]
+use writethrough_lab::{
+    LabArgs,
+    check::{ClusterCheckArgs as CheckArgs, run as run_check},
+};
+
+use crate::health::HealthArgs;
 
 /// 15 to 20 % less CPU for a hit than with the system's allocator.
 #[global_allocator]
@@ -42,28 +52,13 @@ enum Command {
     /// Checks that a service with an items API is linearizable.
     ///
     /// Exit code: 0 linearizable, 1 an anomaly was found or a promise was broken, 2 could not judge.
+    #[cfg(feature = "check")]
     Check(Box<CheckArgs>),
     /// Runs the lab without containers: private servers, nodes, faults.
+    #[cfg(feature = "lab")]
     Lab(LabArgs),
     /// Asks a server whether it is ready; exit code 0 if it is. For the health checks of containers.
     Health(HealthArgs),
-}
-
-#[derive(clap::Args)]
-struct HealthArgs {
-    /// The address that the server listens on. When it stands for all addresses, the server is
-    /// asked at one that other machines see. The variable PORT is read when LISTEN_ADDR is not set
-    /// [default: 127.0.0.1:8000].
-    #[arg(
-        long,
-        env = "LISTEN_ADDR",
-        value_name = "ADDRESS:PORT",
-        hide_env_values = true
-    )]
-    listen: Option<String>,
-    /// What to ask for.
-    #[arg(long, value_name = "PATH", default_value = "/readyz")]
-    path: String,
 }
 
 fn main() -> ExitCode {
@@ -76,9 +71,11 @@ fn main() -> ExitCode {
     };
     let outcome = match cli.command {
         Some(Command::Serve(args)) => serve(&args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "check")]
         Some(Command::Check(args)) => return check(*args),
-        Some(Command::Lab(args)) => lab::run(args),
-        Some(Command::Health(args)) => health(&args),
+        #[cfg(feature = "lab")]
+        Some(Command::Lab(args)) => writethrough_lab::run(args),
+        Some(Command::Health(args)) => health::run(&args),
         None => serve(&cli.serve).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
@@ -180,32 +177,12 @@ fn without_secrets(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Containers without a shell have nothing else to ask with.
-fn health(args: &HealthArgs) -> anyhow::Result<ExitCode> {
-    const BOUND: Duration = Duration::from_secs(3);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let places = listen::reachable_at(config::listen(&args.listen, variable)?);
-    let (status, body) = runtime.block_on(probe::get_any(&places, &args.path, BOUND))?;
-    let _ = writeln!(
-        std::io::stdout(),
-        "{}: {}",
-        status.as_u16(),
-        String::from_utf8_lossy(&body).trim()
-    );
-    Ok(if status.is_success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
-}
-
 /// The exit code is the verdict.
+#[cfg(feature = "check")]
 fn check(args: CheckArgs) -> ExitCode {
     let checked = tokio::runtime::Runtime::new()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(writethrough_check::run(args)));
+        .and_then(|runtime| runtime.block_on(run_check(args)));
     match checked {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -42,7 +42,7 @@ struct Kept {
 }
 
 /// The receiver. Dropping it ends it.
-pub(super) struct Traces {
+pub(crate) struct Traces {
     kept: Batches,
     address: SocketAddr,
     serving: JoinHandle<()>,
@@ -50,7 +50,7 @@ pub(super) struct Traces {
 
 impl Traces {
     /// Starts to collect on a free port of 127.0.0.1.
-    pub(super) async fn collect() -> anyhow::Result<Self> {
+    pub(crate) async fn collect() -> anyhow::Result<Self> {
         let kept = Batches::default();
         let router = Router::new()
             .route("/v1/traces", post(keep))
@@ -72,7 +72,7 @@ impl Traces {
     }
 
     /// Where nodes send traces.
-    pub(super) fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
@@ -81,7 +81,7 @@ impl Traces {
     /// # Errors
     ///
     /// The id is none, or no such trace has arrived.
-    pub(super) async fn show(&self, id: Option<&str>) -> anyhow::Result<String> {
+    pub(crate) async fn show(&self, id: Option<&str>) -> anyhow::Result<String> {
         let wanted = id
             .map(|id| {
                 u128::from_str_radix(id, 16)

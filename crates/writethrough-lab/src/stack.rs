@@ -9,14 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use futures::future;
 use tokio::sync::Mutex;
+use writethrough_service::listen;
 use writethrough_testbed::{
     Child, ChildSpec, Link, Postgres, Redis, Snapshot, Testbed, find_program, free_port, until,
 };
 
-use super::control::Request;
-use super::monitoring;
-use super::traces::Traces;
-use crate::{listen, probe};
+use crate::control::Request;
+use crate::traces::Traces;
+use crate::{look, monitoring};
 
 /// How long a node may take until it serves from the cache.
 const READY_BOUND: Duration = Duration::from_secs(30);
@@ -24,23 +24,23 @@ const READY_BOUND: Duration = Duration::from_secs(30);
 const DRAIN_BOUND: Duration = Duration::from_secs(12);
 /// The same at the end of the lab, where nobody needs its last answers.
 const END_BOUND: Duration = Duration::from_secs(3);
-/// How long a look at a node may take.
-const LOOK_BOUND: Duration = Duration::from_secs(1);
+/// How long the start of one node waits for the cache, which may have to wait for a server that is down.
+const CACHED_BOUND: Duration = Duration::from_secs(5);
 /// The most a node sends of its traces at a time, and how often: a person waits for them.
 const TRACE_DELAY_MS: &str = "200";
 
 /// What to start.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) nodes: u16,
-    pub(super) listen: SocketAddr,
-    pub(super) consistency: String,
-    pub(super) replica: bool,
-    pub(super) prometheus: bool,
+pub(crate) struct Plan {
+    pub(crate) nodes: u16,
+    pub(crate) listen: SocketAddr,
+    pub(crate) consistency: String,
+    pub(crate) replica: bool,
+    pub(crate) prometheus: bool,
 }
 
 /// A running lab. Dropping it ends everything and removes the folder.
-pub(super) struct Stack {
+pub(crate) struct Stack {
     nodes: Vec<Node>,
     prometheus: Result<(Child, SocketAddr), String>,
     postgres: Postgres,
@@ -80,7 +80,7 @@ impl Stack {
     /// # Cancellation
     ///
     /// What was started is ended, and the folder removed.
-    pub(super) async fn start(folder: &Path, plan: Plan) -> anyhow::Result<Self> {
+    pub(crate) async fn start(folder: &Path, plan: Plan) -> anyhow::Result<Self> {
         for program in ["initdb", "postgres", "psql", "redis-server"] {
             find_program(program)?;
         }
@@ -146,12 +146,12 @@ impl Stack {
     }
 
     /// The folder everything runs in.
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.testbed.folder()
     }
 
     /// Lets the nodes end in an orderly way; dropping the stack does the rest.
-    pub(super) async fn end(&self) {
+    pub(crate) async fn end(&self) {
         let ends = self.nodes.iter().map(|node| async {
             // Whatever does not end now is killed with the testbed.
             let _ = node.child.resume().await;
@@ -169,7 +169,7 @@ impl Stack {
     /// # Cancellation
     ///
     /// The server may be up or down; `status` tells.
-    pub(super) async fn obey(&self, request: &Request) -> anyhow::Result<String> {
+    pub(crate) async fn obey(&self, request: &Request) -> anyhow::Result<String> {
         let word = request.word.as_deref();
         match request.verb.as_str() {
             "ping" => Ok(String::new()),
@@ -336,7 +336,7 @@ impl Stack {
     }
 
     /// What runs, where, and in which state: a table.
-    pub(super) async fn describe(&self) -> String {
+    pub(crate) async fn describe(&self) -> String {
         let mut text = String::new();
         let mut row = |name: &str, state: &str, place: &str, note: &str| {
             let line = format!("  {name:<11}{state:<9}{place:<47}{note}");
@@ -400,7 +400,7 @@ impl Node {
             &format!("{} to answer, see its log", self.name),
             READY_BOUND,
             || async {
-                let alive = probe::get(self.address, "/livez", LOOK_BOUND).await.is_ok();
+                let alive = look::get(self.address, "/livez").await.is_some();
                 (alive || !self.child.is_running()).then_some(())
             },
         )
@@ -416,7 +416,7 @@ impl Node {
     }
 
     async fn json(&self, path: &str) -> Option<serde_json::Value> {
-        let (status, body) = probe::get(self.address, path, LOOK_BOUND).await.ok()?;
+        let (status, body) = look::get(self.address, path).await?;
         if !status.is_success() && path != "/health" {
             return None;
         }
@@ -489,7 +489,7 @@ impl Server<'_> {
                 node.child.start().await?;
                 // With Redis or Postgres down it may not get further than to listen.
                 node.wait_alive().await?;
-                let _ = tokio::time::timeout(LOOK_BOUND * 5, node.wait_ready(consistency)).await;
+                let _ = tokio::time::timeout(CACHED_BOUND, node.wait_ready(consistency)).await;
             }
         }
         Ok(())
