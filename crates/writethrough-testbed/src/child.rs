@@ -29,8 +29,8 @@ pub struct ChildSpec {
 
 impl ChildSpec {
     /// Describes a program without arguments.
-    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>) -> ChildSpec {
-        ChildSpec {
+    pub fn new(name: impl Into<String>, program: impl Into<PathBuf>) -> Self {
+        Self {
             name: name.into(),
             program: program.into(),
             args: Vec::new(),
@@ -41,28 +41,28 @@ impl ChildSpec {
 
     /// Adds an argument.
     #[must_use]
-    pub fn arg(mut self, arg: impl Into<OsString>) -> ChildSpec {
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
     }
 
     /// Adds arguments.
     #[must_use]
-    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> ChildSpec {
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
     /// Sets a variable of the environment.
     #[must_use]
-    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> ChildSpec {
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
     /// Sets the folder to run in.
     #[must_use]
-    pub fn folder(mut self, folder: impl Into<PathBuf>) -> ChildSpec {
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
         self
     }
@@ -77,10 +77,10 @@ pub struct Child {
 }
 
 impl Child {
-    pub(crate) async fn launch(ground: &Ground, spec: ChildSpec) -> Result<Child> {
+    pub(crate) async fn launch(ground: &Ground, spec: ChildSpec) -> Result<Self> {
         let (name, folder) = ground.folder_for(&spec.name)?;
         let process = ground.process(name, folder.join("log"), Reach::Group);
-        let child = Child {
+        let child = Self {
             process,
             spec,
             folder,

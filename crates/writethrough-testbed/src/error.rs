@@ -68,8 +68,8 @@ pub enum Error {
 
 impl Error {
     /// Makes a converter for `map_err` that says what was attempted.
-    pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
-        move |source| Error::Io { action, source }
+        move |source| Self::Io { action, source }
     }
 }

@@ -12,8 +12,8 @@
 //! servers (parent-death signal) and a small shell process, the reaper, kills whatever is left and
 //! removes the folder. Set `WRITETHROUGH_TESTBED_KEEP=1` to keep the folder, with its logs, for a look.
 //!
-//! **No wait is without a bound, and none sleeps in hope.** A wait polls a fact (see [`until`]); when the
-//! bound is reached the error carries the last lines of the server's log.
+//! **Every wait has a bound.** A wait polls a fact (see [`until`]); when the bound is reached, the error
+//! carries the last lines of the server's log.
 //!
 //! Run as root, Postgres runs as the user `postgres`, or else `nobody`, because it refuses root.
 //!
@@ -53,15 +53,16 @@ mod program;
 mod reaper;
 mod redis;
 mod resp;
+mod testbed;
 mod wait;
 
 pub use child::{Child, ChildSpec};
 pub use error::{Error, Missing, Result};
-pub use ground::Testbed;
 pub use link::{Link, LinkCounts};
 pub use port::free_port;
 pub use postgres::Postgres;
 pub use program::{find_program, own_environment};
 pub use redis::{Redis, Snapshot};
 pub use resp::Reply;
+pub use testbed::Testbed;
 pub use wait::until;

@@ -8,10 +8,11 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -19,7 +20,6 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::process::lock;
 
 /// How much one direction of a connection holds back before it stops reading from the sender.
 const HOLD_BYTES: usize = 1024 * 1024;
@@ -96,7 +96,7 @@ impl State {
 }
 
 impl Link {
-    pub(crate) async fn open(target: SocketAddr) -> Result<Link> {
+    pub(crate) async fn open(target: SocketAddr) -> Result<Self> {
         let action = "open a port for a link";
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
@@ -118,9 +118,9 @@ impl Link {
             counters: Counters::default(),
             listening: Mutex::default(),
         });
-        let listening = tokio::spawn(listen(listener, Arc::clone(&shared)));
-        *lock(&shared.listening) = Some(listening.abort_handle());
-        Ok(Link { shared })
+        let listening = tokio::spawn(listen(listener, shared.clone()));
+        *shared.listening.lock() = Some(listening.abort_handle());
+        Ok(Self { shared })
     }
 
     /// The address that clients connect to.
@@ -222,13 +222,13 @@ impl Link {
     /// Closes the link for good.
     pub(crate) fn close(&self) {
         self.cut();
-        if let Some(listening) = lock(&self.shared.listening).take() {
+        if let Some(listening) = self.shared.listening.lock().take() {
             listening.abort();
         }
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let _passing = lock(&self.shared.passing);
+        let _passing = self.shared.passing.lock();
         self.shared.state.send_modify(change);
     }
 }
@@ -247,10 +247,10 @@ async fn listen(listener: TcpListener, shared: Arc<Shared>) {
         }
         shared.counters.accepted.fetch_add(1, Relaxed);
         shared.counters.open.fetch_add(1, Relaxed);
-        let shared = Arc::clone(&shared);
+        let shared = shared.clone();
         tokio::spawn(async move {
             // Counted down however the task ends.
-            let _open = Open(Arc::clone(&shared));
+            let _open = Open(shared.clone());
             serve(client, state.generation, &shared).await;
         });
     }
@@ -342,7 +342,7 @@ enum Piece {
 }
 
 impl<'a> Pump<'a> {
-    fn new(shared: &'a Shared, direction: Direction, generation: u64) -> Pump<'a> {
+    fn new(shared: &'a Shared, direction: Direction, generation: u64) -> Self {
         Pump {
             shared,
             direction,
@@ -365,7 +365,7 @@ impl<'a> Pump<'a> {
         // When the last piece will have passed, at the speed that is allowed.
         let mut passed = Instant::now();
         loop {
-            while lock(&self.held).bytes >= HOLD_BYTES {
+            while self.held.lock().bytes >= HOLD_BYTES {
                 self.left.notified().await;
             }
             let piece = match from.read(&mut buffer).await {
@@ -385,7 +385,7 @@ impl<'a> Pump<'a> {
             }
             let due = passed + state.delay;
             {
-                let mut held = lock(&self.held);
+                let mut held = self.held.lock();
                 held.bytes += length;
                 held.pieces.push_back((due, piece));
             }
@@ -422,7 +422,7 @@ impl<'a> Pump<'a> {
                 self.unheld(&mut state).await;
                 to.writable().await?;
                 let sent = {
-                    let _passing = lock(&self.shared.passing);
+                    let _passing = self.shared.passing.lock();
                     let now = *self.shared.state.borrow();
                     if now.generation != self.generation {
                         return Err(std::io::ErrorKind::ConnectionReset.into());
@@ -437,7 +437,7 @@ impl<'a> Pump<'a> {
                     }
                 };
                 bytes.drain(..sent);
-                lock(&self.held).bytes -= sent;
+                self.held.lock().bytes -= sent;
                 self.left.notify_one();
                 let counters = &self.shared.counters;
                 let counter = match self.direction {
@@ -455,7 +455,7 @@ impl<'a> Pump<'a> {
     }
 
     fn next(&self) -> Option<(Instant, Piece)> {
-        lock(&self.held).pieces.pop_front()
+        self.held.lock().pieces.pop_front()
     }
 }
 

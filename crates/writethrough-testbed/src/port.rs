@@ -8,10 +8,10 @@
 //! kernel releases the claim when its process dies, however it dies.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::process::lock;
 
 /// The lowest port handed out; well-known services live below it.
 const LOWEST: u16 = 12_000;
@@ -28,14 +28,14 @@ pub(crate) struct Port {
 
 impl Port {
     /// Claims a port that nobody listens on.
-    pub(crate) fn claim() -> Result<Port> {
+    pub(crate) fn claim() -> Result<Self> {
         let end = ephemeral_start().max(LOWEST + 1_000);
         for _ in 0..ATTEMPTS {
             let number = fastrand::u16(LOWEST..end);
             if let Ok(claim) = UdpSocket::bind(loopback(number))
                 && TcpListener::bind(loopback(number)).is_ok()
             {
-                return Ok(Port {
+                return Ok(Self {
                     number,
                     _claim: claim,
                 });
@@ -48,7 +48,7 @@ impl Port {
             .map_err(Error::io("find a free port"))?
             .port();
         let claim = UdpSocket::bind(loopback(number)).map_err(Error::io("claim a port"))?;
-        Ok(Port {
+        Ok(Self {
             number,
             _claim: claim,
         })
@@ -73,7 +73,7 @@ pub fn free_port() -> u16 {
     static CLAIMS: Mutex<Vec<Port>> = Mutex::new(Vec::new());
     let port = Port::claim().expect("a machine has a free port");
     let number = port.number();
-    lock(&CLAIMS).push(port);
+    CLAIMS.lock().push(port);
     number
 }
 

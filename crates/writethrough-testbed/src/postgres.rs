@@ -78,15 +78,12 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    pub(crate) async fn launch(ground: &Arc<Ground>) -> Result<Postgres> {
+    pub(crate) async fn launch(ground: &Arc<Ground>) -> Result<Self> {
         Self::launch_from(ground, None).await
     }
 
     /// A standby of `primary`, or, without one, a server of its own.
-    pub(crate) async fn launch_from(
-        ground: &Arc<Ground>,
-        primary: Option<&Postgres>,
-    ) -> Result<Postgres> {
+    pub(crate) async fn launch_from(ground: &Arc<Ground>, primary: Option<&Self>) -> Result<Self> {
         let programs = Programs::find()?;
         if let Some(user) = programs.user {
             user.must_reach(&ground.folder)?;
@@ -107,9 +104,9 @@ impl Postgres {
         };
 
         let reach = Reach::Postgres(folder.join("data"));
-        let mut postgres = Postgres {
+        let mut postgres = Self {
             process: ground.process(name, folder.join("log"), reach),
-            reaper: Arc::clone(&ground.reaper),
+            reaper: ground.reaper.clone(),
             programs,
             folder,
             port: Port::claim()?,
@@ -302,7 +299,7 @@ impl Postgres {
     /// # Errors
     ///
     /// [`Error::TimedOut`] after 60 s; as [`Postgres::run`].
-    pub async fn wait_caught_up_with(&self, primary: &Postgres) -> Result<()> {
+    pub async fn wait_caught_up_with(&self, primary: &Self) -> Result<()> {
         let written = primary.run("SELECT pg_current_wal_lsn()").await?;
         let query = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
         self.process
@@ -476,13 +473,13 @@ struct Programs {
 
 impl Programs {
     /// Takes all programs from the folder of the server itself: Debian's `psql` in `PATH` is a slow script.
-    fn find() -> Result<Programs> {
+    fn find() -> Result<Self> {
         let postgres = find_program("postgres")?;
         let postgres = postgres
             .canonicalize()
             .map_err(Error::io("find the folder of postgres"))?;
         let folder = postgres.parent().map(Path::to_owned).unwrap_or_default();
-        Ok(Programs {
+        Ok(Self {
             folder,
             user: User::unprivileged()?,
         })

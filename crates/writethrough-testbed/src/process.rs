@@ -7,9 +7,10 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, LazyLock, mpsc};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
@@ -23,11 +24,6 @@ const SIGNAL_BOUND: Duration = Duration::from_secs(10);
 /// How much of a log an error carries.
 const TAIL_LINES: usize = 20;
 const TAIL_BYTES: u64 = 8 * 1024;
-
-/// Locks a mutex. What it guards is whole even if another thread panicked with the lock in hand.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 type Started = std::io::Result<std::process::Child>;
 type Order = (Command, oneshot::Sender<Started>);
@@ -109,8 +105,8 @@ struct Slot {
 }
 
 impl Process {
-    pub(crate) fn new(name: String, log: PathBuf, reach: Reach, reaper: Arc<Reaper>) -> Process {
-        Process {
+    pub(crate) fn new(name: String, log: PathBuf, reach: Reach, reaper: Arc<Reaper>) -> Self {
+        Self {
             name,
             log,
             reach,
@@ -147,7 +143,7 @@ impl Process {
         let child = spawn(command).await.map_err(Error::io(action()))?;
         let pid = child.id();
         let closed = {
-            let mut slot = lock(&self.slot);
+            let mut slot = self.slot.lock();
             slot.child = Some(child);
             slot.log_start = log_start;
             slot.closed
@@ -164,14 +160,14 @@ impl Process {
 
     /// The process id, while it runs.
     pub(crate) fn pid(&self) -> Option<u32> {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot.lock();
         self.look(&mut slot);
         slot.child.as_ref().map(std::process::Child::id)
     }
 
     /// How the program ended last, unless it runs.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot.lock();
         self.look(&mut slot);
         if slot.child.is_some() {
             None
@@ -193,7 +189,7 @@ impl Process {
 
     /// Sends a signal to the main process only.
     pub(crate) fn signal_main(&self, signal: i32) -> Result<()> {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot.lock();
         self.look(&mut slot);
         match &slot.child {
             Some(child) => {
@@ -224,7 +220,7 @@ impl Process {
 
     /// Sends a signal to every process that `wants` it; `true` when none did.
     fn signal_all(&self, signal: i32, wants: impl Fn(char) -> bool) -> bool {
-        let mut slot = lock(&self.slot);
+        let mut slot = self.slot.lock();
         self.look(&mut slot);
         let wanting: Vec<u32> = self
             .members(&slot)
@@ -257,7 +253,7 @@ impl Process {
 
     /// Kills the program and refuses every later start.
     pub(crate) fn close(&self) {
-        lock(&self.slot).closed = true;
+        self.slot.lock().closed = true;
         self.kill_blocking();
     }
 
@@ -335,7 +331,7 @@ impl Process {
 
     /// The same, but only so many bytes at its end.
     fn read_log(&self, limit: u64) -> String {
-        let start = lock(&self.slot).log_start;
+        let start = self.slot.lock().log_start;
         let read = || -> std::io::Result<String> {
             let mut log = std::fs::File::open(&self.log)?;
             let length = log.metadata()?.len();

@@ -95,12 +95,12 @@ pub(crate) struct User {
 impl User {
     /// Whom a server that refuses root must run as, or `None` when we are not root.
     #[allow(unsafe_code, reason = "only geteuid, which cannot fail")]
-    pub(crate) fn unprivileged() -> Result<Option<User>> {
+    pub(crate) fn unprivileged() -> Result<Option<Self>> {
         // SAFETY: geteuid has no precondition and cannot fail.
         if unsafe { libc::geteuid() } != 0 {
             return Ok(None);
         }
-        ["postgres", "nobody"].into_iter().find_map(User::named).map(Some).ok_or_else(|| {
+        ["postgres", "nobody"].into_iter().find_map(Self::named).map(Some).ok_or_else(|| {
             Error::Misuse(
                 "Postgres refuses to run as root, and there is neither a user `postgres` nor a user \
                  `nobody`: run the tests as another user"
@@ -110,7 +110,7 @@ impl User {
     }
 
     #[allow(unsafe_code, reason = "the user database is in C")]
-    fn named(name: &str) -> Option<User> {
+    fn named(name: &str) -> Option<Self> {
         let name = CString::new(name).ok()?;
         let mut buffer = vec![0; 16 * 1024];
         let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();
@@ -130,7 +130,7 @@ impl User {
         }
         // SAFETY: `found` points to `entry`, which the call has filled.
         let entry = unsafe { &*found };
-        Some(User {
+        Some(Self {
             uid: entry.pw_uid,
             gid: entry.pw_gid,
         })

@@ -8,11 +8,11 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use crate::error::{Error, Result};
-use crate::process::lock;
 use crate::wait::block_until;
 
 const SCRIPT: &str = include_str!("reaper.sh");
@@ -30,7 +30,7 @@ pub(crate) struct Reaper {
 impl Reaper {
     /// Starts the reaper of `folder`.
     #[allow(unsafe_code, reason = "pre_exec, for calls that are async-signal-safe")]
-    pub(crate) fn start(folder: &Path, keep: bool) -> Result<Reaper> {
+    pub(crate) fn start(folder: &Path, keep: bool) -> Result<Self> {
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", SCRIPT, "testbed-reaper"])
@@ -51,7 +51,7 @@ impl Reaper {
             .spawn()
             .map_err(Error::io("start the reaper (/bin/sh)"))?;
         let pipe = Mutex::new(shell.stdin.take());
-        Ok(Reaper {
+        Ok(Self {
             shell: Mutex::new(shell),
             pipe,
         })
@@ -74,7 +74,7 @@ impl Reaper {
     }
 
     fn tell(&self, verb: &str, pid: u32) -> std::io::Result<()> {
-        match lock(&self.pipe).as_mut() {
+        match self.pipe.lock().as_mut() {
             Some(pipe) => pipe.write_all(format!("{verb} {pid}\n").as_bytes()),
             None => Ok(()),
         }
@@ -82,8 +82,8 @@ impl Reaper {
 
     /// Lets the reaper do its work, and blocks until it has ended.
     pub(crate) fn finish(&self) {
-        drop(lock(&self.pipe).take());
-        let mut shell = lock(&self.shell);
+        drop(self.pipe.lock().take());
+        let mut shell = self.shell.lock();
         block_until(LAST_BOUND, || !matches!(shell.try_wait(), Ok(None)));
     }
 }

@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::ground::Ground;
 use crate::link::Link;
 use crate::port::Port;
-use crate::process::{Process, Reach, lock};
+use crate::process::{Process, Reach};
 use crate::program::{find_program, own_environment};
 use crate::resp::{Reply, ask};
 
@@ -74,10 +76,10 @@ impl Snapshot {
 }
 
 impl Redis {
-    pub(crate) async fn launch(ground: &Arc<Ground>, options: &[&str]) -> Result<Redis> {
+    pub(crate) async fn launch(ground: &Arc<Ground>, options: &[&str]) -> Result<Self> {
         let program = find_program("redis-server")?;
         let (name, folder) = ground.folder_for("redis")?;
-        let mut redis = Redis {
+        let mut redis = Self {
             process: ground.process(name, folder.join("log"), Reach::Group),
             program,
             folder,
@@ -257,8 +259,8 @@ impl Redis {
     /// # Errors
     ///
     /// As [`Redis::order`], and [`Error::TimedOut`] when it does not catch up within 30 s.
-    pub async fn replicate(&self, primary: &Redis) -> Result<()> {
-        let existing = lock(&self.replication).link.clone();
+    pub async fn replicate(&self, primary: &Self) -> Result<()> {
+        let existing = self.replication.lock().link.clone();
         let link = match existing {
             Some(link) => {
                 link.retarget(primary.addr());
@@ -267,12 +269,12 @@ impl Redis {
             }
             None => {
                 let link = Link::open(primary.addr()).await?;
-                lock(&self.replication).link.get_or_insert(link).clone()
+                self.replication.lock().link.get_or_insert(link).clone()
             }
         };
         self.order(&["REPLICAOF", "127.0.0.1", &link.addr().port().to_string()])
             .await?;
-        lock(&self.replication).follows = true;
+        self.replication.lock().follows = true;
         self.wait_caught_up_with(primary).await
     }
 
@@ -281,7 +283,7 @@ impl Redis {
     /// # Errors
     ///
     /// [`Error::TimedOut`] after 30 s.
-    pub async fn wait_caught_up_with(&self, primary: &Redis) -> Result<()> {
+    pub async fn wait_caught_up_with(&self, primary: &Self) -> Result<()> {
         self.process
             .until(
                 &format!("to catch up with {}", primary.name()),
@@ -308,7 +310,7 @@ impl Redis {
     /// As [`Redis::order`].
     pub async fn promote(&self) -> Result<()> {
         self.order(&["REPLICAOF", "NO", "ONE"]).await?;
-        lock(&self.replication).follows = false;
+        self.replication.lock().follows = false;
         Ok(())
     }
 
@@ -339,7 +341,7 @@ impl Redis {
     ///
     /// [`Error::Misuse`] when this server never was a replica.
     pub fn replication_link(&self) -> Result<Link> {
-        let link = lock(&self.replication).link.clone();
+        let link = self.replication.lock().link.clone();
         link.ok_or_else(|| Error::Misuse(format!("{} never was a replica", self.name())))
     }
 
@@ -463,7 +465,7 @@ impl Redis {
             .args(["--repl-diskless-sync-delay", "0"])
             .args(&self.options);
         {
-            let replication = lock(&self.replication);
+            let replication = self.replication.lock();
             if let (Some(link), true) = (&replication.link, replication.follows) {
                 let port = link.addr().port().to_string();
                 command.args(["--replicaof", "127.0.0.1", &port]);
@@ -511,7 +513,7 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.process.close();
-        if let Some(link) = lock(&self.replication).link.take() {
+        if let Some(link) = self.replication.lock().link.take() {
             link.close();
         }
     }

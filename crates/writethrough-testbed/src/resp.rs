@@ -20,7 +20,7 @@ pub enum Reply {
     /// A string of bytes.
     Bulk(Vec<u8>),
     /// A list.
-    Array(Vec<Reply>),
+    Array(Vec<Self>),
     /// No value.
     Nil,
 }
@@ -29,8 +29,8 @@ impl Reply {
     /// The text of a status, or of a string of bytes; `None` for anything else.
     pub fn text(&self) -> Option<String> {
         match self {
-            Reply::Status(text) => Some(text.clone()),
-            Reply::Bulk(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+            Self::Status(text) => Some(text.clone()),
+            Self::Bulk(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
             _ => None,
         }
     }
@@ -38,18 +38,18 @@ impl Reply {
     /// The value of an integer; `None` for anything else.
     pub fn integer(&self) -> Option<i64> {
         match self {
-            Reply::Integer(number) => Some(*number),
+            Self::Integer(number) => Some(*number),
             _ => None,
         }
     }
 
     /// Whether there is no value.
     pub fn is_nil(&self) -> bool {
-        *self == Reply::Nil
+        *self == Self::Nil
     }
 
     /// Parses one reply; returns it and its length, or `None` while it is incomplete.
-    fn parse(bytes: &[u8]) -> Result<Option<(Reply, usize)>, Malformed> {
+    fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
             return Ok(None);
         };
@@ -58,28 +58,28 @@ impl Reply {
         let mut length = end + 2;
         let number = || rest.parse::<i64>().map_err(|_| Malformed);
         let reply = match kind {
-            "+" => Reply::Status(rest.to_owned()),
-            "-" => Reply::Error(rest.to_owned()),
-            ":" => Reply::Integer(number()?),
-            "$" | "*" if number()? < 0 => Reply::Nil,
+            "+" => Self::Status(rest.to_owned()),
+            "-" => Self::Error(rest.to_owned()),
+            ":" => Self::Integer(number()?),
+            "$" | "*" if number()? < 0 => Self::Nil,
             "$" => {
                 let size = usize::try_from(number()?).map_err(|_| Malformed)?;
                 let Some(body) = bytes.get(length..length + size + 2) else {
                     return Ok(None);
                 };
                 length += size + 2;
-                Reply::Bulk(body[..size].to_vec())
+                Self::Bulk(body[..size].to_vec())
             }
             "*" => {
                 let mut items = Vec::new();
                 for _ in 0..number()? {
-                    let Some((item, size)) = Reply::parse(&bytes[length..])? else {
+                    let Some((item, size)) = Self::parse(&bytes[length..])? else {
                         return Ok(None);
                     };
                     length += size;
                     items.push(item);
                 }
-                Reply::Array(items)
+                Self::Array(items)
             }
             _ => return Err(Malformed),
         };
@@ -90,13 +90,13 @@ impl Reply {
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reply::Status(text) | Reply::Error(text) => f.write_str(text),
-            Reply::Integer(number) => write!(f, "{number}"),
-            Reply::Bulk(bytes) => f.write_str(&String::from_utf8_lossy(bytes)),
-            Reply::Nil => f.write_str("(nil)"),
-            Reply::Array(items) => f
+            Self::Status(text) | Self::Error(text) => f.write_str(text),
+            Self::Integer(number) => write!(f, "{number}"),
+            Self::Bulk(bytes) => f.write_str(&String::from_utf8_lossy(bytes)),
+            Self::Nil => f.write_str("(nil)"),
+            Self::Array(items) => f
                 .debug_list()
-                .entries(items.iter().map(Reply::to_string))
+                .entries(items.iter().map(Self::to_string))
                 .finish(),
         }
     }

@@ -65,7 +65,7 @@ struct Owner {
 
 impl Owner {
     #[allow(unsafe_code, reason = "pre_exec, for calls that are async-signal-safe")]
-    fn start() -> Owner {
+    fn start() -> Self {
         let name = format!("testbed-survival-{:08x}", fastrand::u32(..));
         let folder = std::env::temp_dir().join(name);
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -96,7 +96,7 @@ impl Owner {
             .unwrap();
         // Two Postgres servers of several processes each, three Redis, a shell, its sleep, the reaper.
         assert!(offspring.len() > 2 * 5 + 3 + 2, "{offspring:?}");
-        Owner {
+        Self {
             process,
             folder,
             offspring,
