@@ -7,6 +7,8 @@ use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::error::{Error, Result};
 use crate::ground::Ground;
 use crate::process::{Process, Reach};
@@ -149,7 +151,7 @@ impl Child {
     ///
     /// [`Error::TimedOut`] when it runs on; it is left running.
     pub async fn terminate(&self, bound: Duration) -> Result<ExitStatus> {
-        self.process.signal_main(libc::SIGTERM)?;
+        self.process.signal_main(Signal::TERM)?;
         self.process.wait(bound).await
     }
 

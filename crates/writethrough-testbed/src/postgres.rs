@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, geteuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -181,7 +182,7 @@ impl Postgres {
             return Ok(());
         }
         self.process.resume().await?;
-        self.process.signal_main(libc::SIGINT)?;
+        self.process.signal_main(Signal::INT)?;
         self.process.wait(STOP_BOUND).await.map(|_| ())
     }
 
@@ -276,9 +277,7 @@ impl Postgres {
         command
             .arg(self.port().to_string())
             .args(["-U", USER, "-d", DATABASE, "-c", sql]);
-        command
-            .env("PGCONNECT_TIMEOUT", "10")
-            .stdin(std::process::Stdio::null());
+        command.env("PGCONNECT_TIMEOUT", "10").stdin(Stdio::null());
         let name = format!("psql on {}", self.name());
         let output = run(&name, command, &self.reaper, SQL_BOUND).await?;
         Ok(output.trim_end_matches('\n').to_owned())
@@ -394,10 +393,6 @@ impl Postgres {
 
     /// Removes what a killed server leaves: its lock files, which could name a process id that is in use
     /// again, and the shared memory segment that line 7 of one of them names.
-    #[allow(
-        unsafe_code,
-        reason = "only shmctl, which touches no memory of this process"
-    )]
     fn clear_remains(&self) {
         let lock_file = self.data().join("postmaster.pid");
         if let Ok(file) = std::fs::read_to_string(&lock_file) {
@@ -405,9 +400,10 @@ impl Postgres {
                 .lines()
                 .nth(6)
                 .and_then(|line| line.split_whitespace().nth(1));
-            if let Some(segment) = segment.and_then(|id| id.parse().ok()) {
-                // SAFETY: removing a segment touches no memory of this process.
-                unsafe { libc::shmctl(segment, libc::IPC_RMID, std::ptr::null_mut()) };
+            if let Some(segment) = segment {
+                // It is gone already if the server has ended in an orderly way.
+                let mut remove = self.programs.command("ipcrm", None);
+                let _ = remove.args(["-m", segment]).stderr(Stdio::null()).status();
             }
             let _ = std::fs::remove_file(lock_file);
         }
@@ -565,17 +561,15 @@ impl Programs {
     }
 
     /// Where the template of this version and these settings is.
-    #[allow(unsafe_code, reason = "only geteuid, which cannot fail")]
     async fn template(&self, ground: &Ground) -> Result<Template> {
         let mut command = self.command("postgres", self.user);
         command.arg("--version");
         let version = run("postgres --version", command, &ground.reaper, TOOL_BOUND).await?;
         let mut hasher = DefaultHasher::new();
         (version, SETTINGS, STATEMENTS, &self.folder).hash(&mut hasher);
-        // SAFETY: geteuid has no precondition and cannot fail.
         let owner = self
             .user
-            .map_or_else(|| unsafe { libc::geteuid() }, |user| user.uid);
+            .map_or_else(|| geteuid().as_raw(), |user| user.uid);
         let name = format!(
             "writethrough-postgres-template-{owner}-{:016x}",
             hasher.finish()

@@ -11,6 +11,9 @@ use std::sync::{Arc, LazyLock, mpsc};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, kill_process_group, set_parent_process_death_signal,
+};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
@@ -49,16 +52,14 @@ async fn spawn(mut command: Command) -> Started {
         Some(orders)
     });
 
-    let parent = std::process::id();
+    let parent = getpid();
     // SAFETY: only async-signal-safe calls. The standard library changes the user before this runs,
     // which matters because a change of user clears the parent-death signal.
     unsafe {
         command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == -1 {
-                return Err(std::io::Error::last_os_error());
-            }
+            set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have died before the signal was asked for.
-            if libc::getppid() as u32 != parent {
+            if getppid() != Some(parent) {
                 return Err(std::io::ErrorKind::BrokenPipe.into());
             }
             Ok(())
@@ -188,12 +189,12 @@ impl Process {
     }
 
     /// Sends a signal to the main process only.
-    pub(crate) fn signal_main(&self, signal: i32) -> Result<()> {
+    pub(crate) fn signal_main(&self, signal: Signal) -> Result<()> {
         let mut slot = self.slot.lock();
         self.look(&mut slot);
         match &slot.child {
             Some(child) => {
-                send(signal, child.id() as i32);
+                send(signal, child.id());
                 Ok(())
             }
             None => Err(Error::Misuse(format!("{} is not running", self.name))),
@@ -219,7 +220,7 @@ impl Process {
     }
 
     /// Sends a signal to every process that `wants` it; `true` when none did.
-    fn signal_all(&self, signal: i32, wants: impl Fn(char) -> bool) -> bool {
+    fn signal_all(&self, signal: Signal, wants: impl Fn(char) -> bool) -> bool {
         let mut slot = self.slot.lock();
         self.look(&mut slot);
         let wanting: Vec<u32> = self
@@ -230,15 +231,15 @@ impl Process {
         let none = wanting.is_empty();
         match (&self.reach, &slot.child) {
             // A whole group at once, so that nobody in it can fork in between.
-            (Reach::Group, Some(main)) if !none => send(signal, -(main.id() as i32)),
-            _ => wanting.iter().for_each(|pid| send(signal, *pid as i32)),
+            (Reach::Group, Some(main)) if !none => send_to_group(signal, main.id()),
+            _ => wanting.iter().for_each(|pid| send(signal, *pid)),
         }
         self.look(&mut slot);
-        none && (signal != libc::SIGKILL || slot.child.is_none())
+        none && (signal != Signal::KILL || slot.child.is_none())
     }
 
     fn kill_step(&self) -> bool {
-        self.signal_all(libc::SIGKILL, |_| true)
+        self.signal_all(Signal::KILL, |_| true)
     }
 
     /// Kills every process of the program; they are gone when this returns. Fine when none runs.
@@ -261,7 +262,7 @@ impl Process {
     pub(crate) async fn pause(&self) -> Result<()> {
         self.must_run()?;
         self.poll("to pause", || {
-            self.signal_all(libc::SIGSTOP, |state| !stopped(state))
+            self.signal_all(Signal::STOP, |state| !stopped(state))
         })
         .await
     }
@@ -269,7 +270,7 @@ impl Process {
     /// Lets a paused program go on.
     pub(crate) async fn resume(&self) -> Result<()> {
         self.must_run()?;
-        self.poll("to resume", || self.signal_all(libc::SIGCONT, stopped))
+        self.poll("to resume", || self.signal_all(Signal::CONT, stopped))
             .await
     }
 
@@ -377,7 +378,7 @@ struct Tool {
 impl Drop for Tool {
     fn drop(&mut self) {
         if !self.ended {
-            send(libc::SIGKILL, -(self.child.id() as i32));
+            send_to_group(Signal::KILL, self.child.id());
             block_until(SIGNAL_BOUND, || !matches!(self.child.try_wait(), Ok(None)));
         }
         self.reaper.forget(self.child.id());
@@ -460,11 +461,18 @@ fn words(status: ExitStatus) -> String {
     }
 }
 
-/// Sends a signal. That the process has just ended is no error.
-#[allow(unsafe_code, reason = "only kill, which touches no memory")]
-fn send(signal: i32, pid: i32) {
-    // SAFETY: kill has no memory preconditions; the callers hold pids that were not waited for yet.
-    unsafe { libc::kill(pid, signal) };
+/// Sends a signal. A process that has just ended is no error; nobody has waited for it yet.
+fn send(signal: Signal, pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid as i32) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Sends a signal to the process group that `leader` leads.
+fn send_to_group(signal: Signal, leader: u32) {
+    if let Some(leader) = Pid::from_raw(leader as i32) {
+        let _ = kill_process_group(leader, signal);
+    }
 }
 
 fn stopped(state: char) -> bool {

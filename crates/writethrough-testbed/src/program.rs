@@ -1,14 +1,18 @@
 //! Where programs are installed, and as whom they run.
 
-use std::ffi::CString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rustix::process::geteuid;
 
 use crate::error::{Error, Missing, Result};
 
 /// Where Debian puts the programs of each version of Postgres.
 const POSTGRES_VERSIONS: &str = "/usr/lib/postgresql";
+
+/// The user database of this machine.
+const USERS: &str = "/etc/passwd";
 
 /// Finds an installed program: first in `PATH`, then among the installed versions of Postgres, the
 /// newest first.
@@ -94,13 +98,15 @@ pub(crate) struct User {
 
 impl User {
     /// Whom a server that refuses root must run as, or `None` when we are not root.
-    #[allow(unsafe_code, reason = "only geteuid, which cannot fail")]
     pub(crate) fn unprivileged() -> Result<Option<Self>> {
-        // SAFETY: geteuid has no precondition and cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
+        if !geteuid().is_root() {
             return Ok(None);
         }
-        ["postgres", "nobody"].into_iter().find_map(Self::named).map(Some).ok_or_else(|| {
+        let users = std::fs::read_to_string(USERS).map_err(Error::io(format!("read {USERS}")))?;
+        let found = ["postgres", "nobody"]
+            .iter()
+            .find_map(|name| Self::named(name, &users));
+        found.map(Some).ok_or_else(|| {
             Error::Misuse(
                 "Postgres refuses to run as root, and there is neither a user `postgres` nor a user \
                  `nobody`: run the tests as another user"
@@ -109,30 +115,14 @@ impl User {
         })
     }
 
-    #[allow(unsafe_code, reason = "the user database is in C")]
-    fn named(name: &str) -> Option<Self> {
-        let name = CString::new(name).ok()?;
-        let mut buffer = vec![0; 16 * 1024];
-        let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();
-        let mut found = std::ptr::null_mut();
-        // SAFETY: every pointer is valid for the call, and the length is the buffer's.
-        let status = unsafe {
-            libc::getpwnam_r(
-                name.as_ptr(),
-                entry.as_mut_ptr(),
-                buffer.as_mut_ptr(),
-                buffer.len(),
-                &mut found,
-            )
-        };
-        if status != 0 || found.is_null() {
-            return None;
-        }
-        // SAFETY: `found` points to `entry`, which the call has filled.
-        let entry = unsafe { &*found };
-        Some(Self {
-            uid: entry.pw_uid,
-            gid: entry.pw_gid,
+    /// Finds a user by name in the lines of the user database (passwd(5)).
+    fn named(name: &str, users: &str) -> Option<Self> {
+        users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next()? == name).then_some(())?;
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            Some(Self { uid, gid })
         })
     }
 
@@ -164,6 +154,15 @@ mod tests {
         let missing = find_program("no-such-program").unwrap_err();
         assert_eq!(missing.program, "no-such-program");
         assert_eq!(remedy("initdb"), "install Debian package postgresql");
+    }
+
+    #[test]
+    fn a_user_is_found_by_its_whole_name() {
+        let users = "postgres2:x:1:2::/:\nbroken:x\npostgres:x:104:106:a: b:/var/lib:/bin/bash\n";
+        let expected = User { uid: 104, gid: 106 };
+        assert_eq!(User::named("postgres", users), Some(expected));
+        assert_eq!(User::named("broken", users), None);
+        assert_eq!(User::named("post", users), None);
     }
 
     #[test]

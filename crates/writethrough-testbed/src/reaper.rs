@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::process::setsid;
 
 use crate::error::{Error, Result};
 use crate::wait::block_until;
@@ -42,10 +43,7 @@ impl Reaper {
             .stderr(Stdio::null());
         // SAFETY: setsid is async-signal-safe and touches no memory.
         unsafe {
-            command.pre_exec(|| match libc::setsid() {
-                -1 => Err(std::io::Error::last_os_error()),
-                _ => Ok(()),
-            });
+            command.pre_exec(|| Ok(setsid().map(drop)?));
         }
         let mut shell = command
             .spawn()

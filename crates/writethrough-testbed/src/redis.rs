@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::process::Signal;
 
 use crate::error::{Error, Result};
 use crate::ground::Ground;
@@ -150,7 +151,7 @@ impl Redis {
             return Ok(());
         }
         self.process.resume().await?;
-        self.process.signal_main(libc::SIGTERM)?;
+        self.process.signal_main(Signal::TERM)?;
         self.process.wait(STOP_BOUND).await.map(|_| ())
     }
 

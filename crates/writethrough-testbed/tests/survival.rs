@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use writethrough_testbed::{ChildSpec, Error, Testbed, until};
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -76,10 +77,7 @@ impl Owner {
             .stdout(Stdio::piped());
         // SAFETY: prctl is async-signal-safe. This test must not leave its owner behind, either.
         unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
         let mut process = command.spawn().unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
@@ -112,10 +110,6 @@ impl Owner {
 
 impl Drop for Owner {
     /// Ends what the test has found alive, or what only the reaper would have ended.
-    #[allow(
-        unsafe_code,
-        reason = "kill and shmctl, which touch no memory of this process"
-    )]
     fn drop(&mut self) {
         let segments = shared_memory(&self.folder);
         for pid in self
@@ -124,16 +118,19 @@ impl Drop for Owner {
             .chain([&self.process.id()])
             .filter(|pid| runs(**pid))
         {
-            // SAFETY: kill has no memory preconditions; the owner's processes are ours to end.
-            unsafe { libc::kill(*pid as i32, libc::SIGKILL) };
+            kill(*pid);
         }
         let _ = self.process.wait();
-        for id in segments.iter().filter_map(|id| id.parse().ok()) {
-            // SAFETY: removing a segment touches no memory of this process.
-            unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+        for id in segments {
+            let _ = Command::new("ipcrm").args(["-m", &id]).status();
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Kills a process, if it is there still.
+fn kill(pid: u32) {
+    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);
 }
 
 fn descendants(pid: u32) -> Vec<u32> {
@@ -204,11 +201,9 @@ async fn nothing_survives_a_killed_owner() {
 }
 
 #[tokio::test]
-#[allow(unsafe_code, reason = "only kill, which touches no memory")]
 async fn every_server_dies_with_its_owner_even_without_the_reaper() {
     let mut owner = Owner::start();
-    // SAFETY: the reaper is a child of our own child, which still runs.
-    unsafe { libc::kill(owner.reaper as i32, libc::SIGKILL) };
+    kill(owner.reaper);
     let direct: Vec<u32> = owner
         .offspring
         .iter()
