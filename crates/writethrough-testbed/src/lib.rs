@@ -53,6 +53,7 @@ mod program;
 mod reaper;
 mod redis;
 mod resp;
+mod server;
 mod testbed;
 mod wait;
 

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Signal, geteuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,9 +16,10 @@ use tokio::net::TcpStream;
 use crate::error::{Error, Result};
 use crate::ground::{Ground, temporary_folder};
 use crate::link::Link;
-use crate::port::Port;
-use crate::process::{Process, Reach, run};
+use crate::process::{Reach, run};
 use crate::program::{User, find_program};
+use crate::reaper::Reaper;
+use crate::server::Server;
 
 const USER: &str = "labuser";
 const DATABASE: &str = "items_db";
@@ -29,12 +30,6 @@ const START_BOUND: Duration = Duration::from_secs(60);
 const STOP_BOUND: Duration = Duration::from_secs(20);
 const SQL_BOUND: Duration = Duration::from_secs(30);
 const PROBE_BOUND: Duration = Duration::from_secs(1);
-
-/// How often another port is tried when somebody else was faster.
-const PORT_ATTEMPTS: u32 = 10;
-/// How long a restart waits for its old port.
-const PORT_BOUND: Duration = Duration::from_secs(10);
-const PORT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The longest path of a Unix socket, less the name of the socket file.
 const SOCKET_FOLDER_BYTES: usize = 107 - ".s.PGSQL.65535".len();
@@ -68,14 +63,12 @@ const STATEMENTS: &str = "shared_preload_libraries = 'pg_stat_statements'\n";
 /// Calls that start, end or pause the server wait for each other.
 #[derive(Debug)]
 pub struct Postgres {
-    process: Arc<Process>,
-    reaper: Arc<crate::reaper::Reaper>,
+    server: Server,
+    reaper: Arc<Reaper>,
     programs: Programs,
     folder: PathBuf,
-    port: Port,
     /// The way to the primary, of a server that was made as a standby.
     replication: Option<Link>,
-    changing: tokio::sync::Mutex<()>,
 }
 
 impl Postgres {
@@ -104,22 +97,13 @@ impl Postgres {
             }
         };
 
-        let reach = Reach::Postgres(folder.join("data"));
-        let mut postgres = Self {
-            process: ground.process(name, folder.join("log"), reach),
+        let postgres = Self {
+            server: Server::new(ground, name, &folder, Reach::Postgres(data))?,
             reaper: ground.reaper.clone(),
             programs,
             folder,
-            port: Port::claim()?,
             replication,
-            changing: tokio::sync::Mutex::default(),
         };
-        for _ in 0..PORT_ATTEMPTS {
-            match postgres.start_once().await? {
-                Started::Ready => return Ok(postgres),
-                Started::PortTaken(_) => postgres.port = Port::claim()?,
-            }
-        }
         postgres.start_now().await?;
         Ok(postgres)
     }
@@ -131,27 +115,27 @@ impl Postgres {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.port.addr()
+        self.server.addr()
     }
 
     /// The port it listens on.
     pub fn port(&self) -> u16 {
-        self.port.number()
+        self.addr().port()
     }
 
     /// Its name in the testbed.
     pub fn name(&self) -> &str {
-        self.process.name()
+        self.server.process().name()
     }
 
     /// The process id of the postmaster, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.pid()
+        self.server.process().pid()
     }
 
     /// The server's log, over all its runs.
     pub fn log_path(&self) -> &Path {
-        self.process.log()
+        self.server.process().log()
     }
 
     /// Kills every process of the server with SIGKILL, whatever they are doing. They are gone when this
@@ -161,8 +145,8 @@ impl Postgres {
     ///
     /// When the kernel does not end them within 10 s.
     pub async fn kill(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.kill().await?;
+        let _change = self.server.change().await;
+        self.server.process().kill().await?;
         self.clear_remains();
         Ok(())
     }
@@ -173,17 +157,12 @@ impl Postgres {
     ///
     /// [`Error::TimedOut`] when it does not end within 20 s.
     pub async fn stop(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _change = self.server.change().await;
         self.stop_now().await
     }
 
     async fn stop_now(&self) -> Result<()> {
-        if self.process.pid().is_none() {
-            return Ok(());
-        }
-        self.process.resume().await?;
-        self.process.signal_main(Signal::INT)?;
-        self.process.wait(STOP_BOUND).await.map(|_| ())
+        self.server.stop(Signal::INT, STOP_BOUND).await
     }
 
     /// Starts the server again, on the same port and data. It takes connections when this returns.
@@ -196,7 +175,7 @@ impl Postgres {
     ///
     /// The server may run or not; after a `kill` it can be started again. So it is with every restart.
     pub async fn start(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _change = self.server.change().await;
         self.start_now().await
     }
 
@@ -206,7 +185,7 @@ impl Postgres {
     ///
     /// As [`Postgres::stop`] and [`Postgres::start`].
     pub async fn restart(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _change = self.server.change().await;
         self.stop_now().await?;
         self.start_now().await
     }
@@ -218,8 +197,7 @@ impl Postgres {
     ///
     /// [`Error::Misuse`] when it is not running.
     pub async fn pause(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.pause().await
+        self.server.pause().await
     }
 
     /// Lets a paused server go on.
@@ -228,8 +206,7 @@ impl Postgres {
     ///
     /// [`Error::Misuse`] when it is not running.
     pub async fn resume(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.resume().await
+        self.server.resume().await
     }
 
     /// Ends all connections of clients, as an administrator would; returns how many. They are gone when
@@ -301,7 +278,8 @@ impl Postgres {
     pub async fn wait_caught_up_with(&self, primary: &Self) -> Result<()> {
         let written = primary.run("SELECT pg_current_wal_lsn()").await?;
         let query = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-        self.process
+        self.server
+            .process()
             .until("to catch up", START_BOUND, || async {
                 let caught_up = self.run(&query).await;
                 caught_up.is_ok_and(|answer| answer == "t").then_some(())
@@ -332,17 +310,14 @@ impl Postgres {
     }
 
     async fn start_now(&self) -> Result<()> {
-        let end = Instant::now() + PORT_BOUND;
-        loop {
-            match self.start_once().await? {
-                Started::Ready => return Ok(()),
-                Started::PortTaken(error) if Instant::now() >= end => return Err(error),
-                Started::PortTaken(_) => tokio::time::sleep(PORT_PAUSE).await,
-            }
-        }
+        // The first fact is that this very server has its port, the second that it serves.
+        let serves = || async { self.says_ready() && probe(self.addr()).await };
+        self.server
+            .start(START_BOUND, || self.start_command(), serves)
+            .await
     }
 
-    async fn start_once(&self) -> Result<Started> {
+    fn start_command(&self) -> Command {
         let mut command = self.programs.command("postgres", self.programs.user);
         command
             .arg("-D")
@@ -356,28 +331,7 @@ impl Postgres {
             "".as_ref()
         };
         command.arg("-k").arg(sockets).current_dir(self.data());
-        self.process.start(command).await?;
-
-        let ready = self
-            .process
-            .until("to take connections", START_BOUND, || async {
-                if let Some(status) = self.process.ended() {
-                    return Some(Err(status));
-                }
-                // The first fact is that this very server has its port, the second that it serves.
-                (self.says_ready() && probe(self.addr()).await).then_some(Ok(()))
-            });
-        match ready.await? {
-            Ok(()) => Ok(Started::Ready),
-            Err(status) => {
-                let error = self.process.ended_error(status);
-                if self.process.run_log().contains("Address already in use") {
-                    Ok(Started::PortTaken(error))
-                } else {
-                    Err(error)
-                }
-            }
-        }
+        command
     }
 
     /// Whether the postmaster has written that it is ready: its process id on line 1, its state on line 8.
@@ -415,15 +369,10 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        self.process.close();
+        self.server.process().close();
         self.clear_remains();
         let _ = std::fs::remove_dir_all(self.data());
     }
-}
-
-enum Started {
-    Ready,
-    PortTaken(Error),
 }
 
 /// Whether a server answers a startup packet and becomes ready for a query.

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::Signal;
@@ -14,10 +13,10 @@ use rustix::process::Signal;
 use crate::error::{Error, Result};
 use crate::ground::Ground;
 use crate::link::Link;
-use crate::port::Port;
-use crate::process::{Process, Reach};
+use crate::process::Reach;
 use crate::program::{find_program, own_environment};
 use crate::resp::{Reply, ask};
+use crate::server::Server;
 
 const START_BOUND: Duration = Duration::from_secs(30);
 const STOP_BOUND: Duration = Duration::from_secs(10);
@@ -25,12 +24,6 @@ const SYNC_BOUND: Duration = Duration::from_secs(30);
 /// How long a command may take.
 const COMMAND_BOUND: Duration = Duration::from_secs(5);
 const PROBE_BOUND: Duration = Duration::from_millis(500);
-
-/// How often another port is tried when somebody else was faster.
-const PORT_ATTEMPTS: u32 = 10;
-/// How long a restart waits for its old port.
-const PORT_BOUND: Duration = Duration::from_secs(10);
-const PORT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The file that holds the data of a server that was told to save them.
 const DUMP: &str = "dump.rdb";
@@ -45,15 +38,13 @@ const DUMP: &str = "dump.rdb";
 /// Calls that start, end or pause the server wait for each other.
 #[derive(Debug)]
 pub struct Redis {
-    process: Arc<Process>,
+    server: Server,
     program: PathBuf,
     folder: PathBuf,
     /// What it is told beside the port, the folder and not to save.
     options: Vec<String>,
-    port: Port,
     snapshots: AtomicU32,
     replication: Mutex<Replication>,
-    changing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -77,25 +68,17 @@ impl Snapshot {
 }
 
 impl Redis {
-    pub(crate) async fn launch(ground: &Arc<Ground>, options: &[&str]) -> Result<Self> {
+    pub(crate) async fn launch(ground: &Ground, options: &[&str]) -> Result<Self> {
         let program = find_program("redis-server")?;
         let (name, folder) = ground.folder_for("redis")?;
-        let mut redis = Self {
-            process: ground.process(name, folder.join("log"), Reach::Group),
+        let redis = Self {
+            server: Server::new(ground, name, &folder, Reach::Group)?,
             program,
             folder,
             options: options.iter().map(|option| (*option).to_owned()).collect(),
-            port: Port::claim()?,
             snapshots: AtomicU32::new(0),
             replication: Mutex::default(),
-            changing: tokio::sync::Mutex::default(),
         };
-        for _ in 0..PORT_ATTEMPTS {
-            match redis.start_once().await? {
-                Started::Ready => return Ok(redis),
-                Started::PortTaken(_) => redis.port = Port::claim()?,
-            }
-        }
         redis.start_now().await?;
         Ok(redis)
     }
@@ -107,27 +90,27 @@ impl Redis {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.port.addr()
+        self.server.addr()
     }
 
     /// The port it listens on.
     pub fn port(&self) -> u16 {
-        self.port.number()
+        self.addr().port()
     }
 
     /// Its name in the testbed.
     pub fn name(&self) -> &str {
-        self.process.name()
+        self.server.process().name()
     }
 
     /// The process id of the server, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.pid()
+        self.server.process().pid()
     }
 
     /// The server's log, over all its runs.
     pub fn log_path(&self) -> &Path {
-        self.process.log()
+        self.server.process().log()
     }
 
     /// Kills the server with SIGKILL. It is gone when this returns; its data are what it saved last.
@@ -136,8 +119,8 @@ impl Redis {
     ///
     /// When the kernel does not end it within 10 s.
     pub async fn kill(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.kill().await
+        let _change = self.server.change().await;
+        self.server.process().kill().await
     }
 
     /// Stops the server in an orderly way (SIGTERM), without saving.
@@ -146,13 +129,8 @@ impl Redis {
     ///
     /// [`Error::TimedOut`] when it does not end within 10 s.
     pub async fn stop(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        if self.process.pid().is_none() {
-            return Ok(());
-        }
-        self.process.resume().await?;
-        self.process.signal_main(Signal::TERM)?;
-        self.process.wait(STOP_BOUND).await.map(|_| ())
+        let _change = self.server.change().await;
+        self.server.stop(Signal::TERM, STOP_BOUND).await
     }
 
     /// Starts the server again, on the same port, with what it saved last. It serves when this returns.
@@ -165,7 +143,7 @@ impl Redis {
     ///
     /// The server may run or not; after a `kill` it can be started again. So it is with every restart.
     pub async fn start(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
+        let _change = self.server.change().await;
         self.start_now().await
     }
 
@@ -175,8 +153,8 @@ impl Redis {
     ///
     /// As [`Redis::kill`] and [`Redis::start`].
     pub async fn restart_empty(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.kill().await?;
+        let _change = self.server.change().await;
+        self.server.process().kill().await?;
         match std::fs::remove_file(self.dump()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io(format!("remove {}", self.dump().display()))(
@@ -194,8 +172,8 @@ impl Redis {
     ///
     /// As [`Redis::kill`] and [`Redis::start`].
     pub async fn restart_from(&self, snapshot: &Snapshot) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.kill().await?;
+        let _change = self.server.change().await;
+        self.server.process().kill().await?;
         std::fs::copy(&snapshot.path, self.dump())
             .map_err(Error::io(format!("copy {}", snapshot.path.display())))?;
         self.start_now().await
@@ -216,7 +194,7 @@ impl Redis {
     ///
     /// As [`Redis::save`], and when the copy cannot be made.
     pub async fn snapshot(&self) -> Result<Snapshot> {
-        let _changing = self.changing.lock().await;
+        let _change = self.server.change().await;
         self.save().await?;
         let number = self.snapshots.fetch_add(1, Relaxed);
         let path = self.folder.join(format!("snapshot-{number}.rdb"));
@@ -232,8 +210,7 @@ impl Redis {
     ///
     /// [`Error::Misuse`] when it is not running.
     pub async fn pause(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.pause().await
+        self.server.pause().await
     }
 
     /// Lets a paused server go on.
@@ -242,8 +219,7 @@ impl Redis {
     ///
     /// [`Error::Misuse`] when it is not running.
     pub async fn resume(&self) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        self.process.resume().await
+        self.server.resume().await
     }
 
     /// Removes all data (`FLUSHALL`).
@@ -285,7 +261,8 @@ impl Redis {
     ///
     /// [`Error::TimedOut`] after 30 s.
     pub async fn wait_caught_up_with(&self, primary: &Self) -> Result<()> {
-        self.process
+        self.server
+            .process()
             .until(
                 &format!("to catch up with {}", primary.name()),
                 SYNC_BOUND,
@@ -438,17 +415,15 @@ impl Redis {
     }
 
     async fn start_now(&self) -> Result<()> {
-        let end = Instant::now() + PORT_BOUND;
-        loop {
-            match self.start_once().await? {
-                Started::Ready => return Ok(()),
-                Started::PortTaken(error) if Instant::now() >= end => return Err(error),
-                Started::PortTaken(_) => tokio::time::sleep(PORT_PAUSE).await,
-            }
-        }
+        // The first fact is that this very server has its port, the second that it serves: it may
+        // still be loading its data.
+        let serves = || async { self.has_its_port().await && self.is_up().await };
+        self.server
+            .start(START_BOUND, || self.start_command(), serves)
+            .await
     }
 
-    async fn start_once(&self) -> Result<Started> {
+    fn start_command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(["--bind", "127.0.0.1", "--port", &self.port().to_string()]);
         command.args([
@@ -476,27 +451,7 @@ impl Redis {
             .current_dir(&self.folder)
             .env("LC_ALL", "C")
             .env("TZ", "UTC");
-        self.process.start(command).await?;
-
-        let ready = self.process.until("to serve", START_BOUND, || async {
-            if let Some(status) = self.process.ended() {
-                return Some(Err(status));
-            }
-            // The first fact is that this very server has its port, the second that it serves: it may
-            // still be loading its data.
-            (self.has_its_port().await && self.is_up().await).then_some(Ok(()))
-        });
-        match ready.await? {
-            Ok(()) => Ok(Started::Ready),
-            Err(status) => {
-                let error = self.process.ended_error(status);
-                if self.process.run_log().contains("Address already in use") {
-                    Ok(Started::PortTaken(error))
-                } else {
-                    Err(error)
-                }
-            }
-        }
+        command
     }
 
     async fn has_its_port(&self) -> bool {
@@ -513,16 +468,11 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        self.process.close();
+        self.server.process().close();
         if let Some(link) = self.replication.lock().link.take() {
             link.close();
         }
     }
-}
-
-enum Started {
-    Ready,
-    PortTaken(Error),
 }
 
 /// The fields of an answer to `INFO`.
