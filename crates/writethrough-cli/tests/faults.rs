@@ -528,8 +528,8 @@ async fn a_node_dies_with_an_intent_open() {
     )
     .await
     .unwrap();
-    let keys = lab.redis.command(&["KEYS", "*"]).await.unwrap();
-    println!("left in Redis: {keys}");
+    let keys: Vec<String> = lab.redis.query(&["KEYS", "*"]).await.unwrap();
+    println!("left in Redis: {keys:?}");
 }
 
 /// A node whose load is held up while another node writes: its fill must be refused.

@@ -66,7 +66,7 @@ async fn encrypt_redis(redis: &Redis, certificate: &Path, key: &Path) -> String 
         .into_iter()
         .chain(settings.into_iter().flatten())
         .collect();
-    redis.order(&command).await.unwrap();
+    redis.command(&command).await.unwrap();
     format!("rediss://127.0.0.1:{port}")
 }
 

@@ -37,7 +37,7 @@
 //! link.stall();
 //! redis.restart_from(&snapshot).await?;
 //! link.heal();
-//! assert_eq!(redis.command(&["GET", "k"]).await?.text().as_deref(), Some("old"));
+//! assert_eq!(redis.query::<String>(&["GET", "k"]).await?, "old");
 //! # Ok(())
 //! # }
 //! ```
@@ -52,18 +52,16 @@ mod process;
 mod program;
 mod reaper;
 mod redis;
-mod resp;
 mod server;
 mod testbed;
 mod wait;
 
+pub use self::redis::{Redis, Snapshot};
 pub use child::{Child, ChildSpec};
 pub use error::{Error, Missing, Result};
 pub use link::{Link, LinkCounts};
 pub use port::free_port;
 pub use postgres::Postgres;
 pub use program::{find_program, own_environment};
-pub use redis::{Redis, Snapshot};
-pub use resp::Reply;
 pub use testbed::Testbed;
 pub use wait::until;

@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::{
+    AsyncConnectionConfig, Client, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
+    RedisResult,
+};
 use rustix::process::Signal;
 
 use crate::error::{Error, Result};
@@ -15,7 +19,6 @@ use crate::ground::Ground;
 use crate::link::Link;
 use crate::process::Reach;
 use crate::program::{find_program, own_environment};
-use crate::resp::{Reply, ask};
 use crate::server::Server;
 
 const START_BOUND: Duration = Duration::from_secs(30);
@@ -183,9 +186,9 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`].
+    /// As [`Redis::command`].
     pub async fn save(&self) -> Result<()> {
-        self.order(&["SAVE"]).await.map(|_| ())
+        self.command(&["SAVE"]).await
     }
 
     /// Saves the data and keeps a copy aside.
@@ -226,16 +229,16 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`].
+    /// As [`Redis::command`].
     pub async fn flush(&self) -> Result<()> {
-        self.order(&["FLUSHALL"]).await.map(|_| ())
+        self.command(&["FLUSHALL"]).await
     }
 
     /// Makes this server follow `primary`, through a link of its own. It has caught up when this returns.
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`], and [`Error::TimedOut`] when it does not catch up within 30 s.
+    /// As [`Redis::command`], and [`Error::TimedOut`] when it does not catch up within 30 s.
     pub async fn replicate(&self, primary: &Self) -> Result<()> {
         let existing = self.replication.lock().link.clone();
         let link = match existing {
@@ -249,7 +252,7 @@ impl Redis {
                 self.replication.lock().link.get_or_insert(link).clone()
             }
         };
-        self.order(&["REPLICAOF", "127.0.0.1", &link.addr().port().to_string()])
+        self.command(&["REPLICAOF", "127.0.0.1", &link.addr().port().to_string()])
             .await?;
         self.replication.lock().follows = true;
         self.wait_caught_up_with(primary).await
@@ -285,9 +288,9 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`].
+    /// As [`Redis::command`].
     pub async fn promote(&self) -> Result<()> {
-        self.order(&["REPLICAOF", "NO", "ONE"]).await?;
+        self.command(&["REPLICAOF", "NO", "ONE"]).await?;
         self.replication.lock().follows = false;
         Ok(())
     }
@@ -327,7 +330,7 @@ impl Redis {
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`].
+    /// As [`Redis::command`].
     pub async fn set_maxmemory(&self, bytes: u64, policy: &str) -> Result<()> {
         let bytes = bytes.to_string();
         let command = [
@@ -338,61 +341,67 @@ impl Redis {
             "maxmemory-policy",
             policy,
         ];
-        self.order(&command).await.map(|_| ())
+        self.command(&command).await
     }
 
-    /// Sends one command over a new connection and returns the answer; an error of the server is
-    /// [`Reply::Error`], so that a test can look at it.
+    /// Sends one command over a new connection, for its effect.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] when the server cannot be reached, [`Error::TimedOut`] after 5 s.
+    /// [`Error::Refused`] when the server answers with an error, [`Error::Io`] when it cannot be reached,
+    /// [`Error::TimedOut`] after 5 s.
     ///
     /// # Cancellation
     ///
     /// The command may have been carried out or not.
-    pub async fn command(&self, command: &[&str]) -> Result<Reply> {
-        let name = command.first().copied().unwrap_or_default();
-        match tokio::time::timeout(COMMAND_BOUND, ask(self.addr(), command)).await {
-            Ok(answer) => answer.map_err(Error::io(format!("ask {} to {name}", self.name()))),
-            Err(_) => Err(Error::TimedOut {
-                fact: format!("{} to answer {name}", self.name()),
-                bound: COMMAND_BOUND,
-                log: String::new(),
-            }),
-        }
+    pub async fn command(&self, command: &[&str]) -> Result<()> {
+        self.query(command).await
     }
 
-    /// The same, but an error of the server is an error.
+    /// Sends one command over a new connection and returns the answer.
     ///
     /// # Errors
     ///
-    /// As [`Redis::command`], and [`Error::Refused`].
-    pub async fn order(&self, command: &[&str]) -> Result<Reply> {
-        match self.command(command).await? {
-            Reply::Error(answer) => Err(Error::Refused {
+    /// As [`Redis::command`], and [`Error::Io`] when the answer is not a `T`.
+    ///
+    /// # Cancellation
+    ///
+    /// The command may have been carried out or not.
+    pub async fn query<T: FromRedisValue>(&self, command: &[&str]) -> Result<T> {
+        let name = command.first().copied().unwrap_or_default();
+        let answer = tokio::time::timeout(COMMAND_BOUND, ask(self.addr(), command)).await;
+        let answer = answer.map_err(|_| Error::TimedOut {
+            fact: format!("{} to answer {name}", self.name()),
+            bound: COMMAND_BOUND,
+            log: String::new(),
+        })?;
+        answer.map_err(|error| match error.code() {
+            Some(code) => Error::Refused {
                 server: self.name().to_owned(),
                 command: command.join(" "),
-                answer,
-            }),
-            reply => Ok(reply),
-        }
+                answer: format!("{code} {}", error.detail().unwrap_or_default()),
+            },
+            None => Error::Io {
+                action: format!("ask {} to {name}", self.name()),
+                source: std::io::Error::other(error),
+            },
+        })
     }
 
     /// One section of `INFO` (`server`, `replication`, `commandstats`, ...), by name of the field.
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`].
+    /// As [`Redis::command`].
     pub async fn info(&self, section: &str) -> Result<HashMap<String, String>> {
-        Ok(fields(&self.order(&["INFO", section]).await?))
+        Ok(fields(&self.query::<String>(&["INFO", section]).await?))
     }
 
     /// The id that the server gave itself at its start: it changes with every restart.
     ///
     /// # Errors
     ///
-    /// As [`Redis::order`].
+    /// As [`Redis::command`].
     pub async fn run_id(&self) -> Result<String> {
         self.info("server")
             .await?
@@ -406,8 +415,8 @@ impl Redis {
 
     /// Whether it answers a PING within half a second.
     pub async fn is_up(&self) -> bool {
-        let ping = tokio::time::timeout(PROBE_BOUND, ask(self.addr(), &["PING"])).await;
-        matches!(ping, Ok(Ok(Reply::Status(pong))) if pong == "PONG")
+        let ping = tokio::time::timeout(PROBE_BOUND, ask::<()>(self.addr(), &["PING"])).await;
+        matches!(ping, Ok(Ok(())))
     }
 
     fn dump(&self) -> PathBuf {
@@ -455,11 +464,13 @@ impl Redis {
     }
 
     async fn has_its_port(&self) -> bool {
-        let info = tokio::time::timeout(PROBE_BOUND, ask(self.addr(), &["INFO", "server"])).await;
-        let Ok(Ok(reply)) = info else {
+        let info =
+            tokio::time::timeout(PROBE_BOUND, ask::<String>(self.addr(), &["INFO", "server"]))
+                .await;
+        let Ok(Ok(info)) = info else {
             return false;
         };
-        let pid = fields(&reply)
+        let pid = fields(&info)
             .get("process_id")
             .and_then(|pid| pid.parse().ok());
         pid.is_some() && pid == self.pid()
@@ -475,10 +486,26 @@ impl Drop for Redis {
     }
 }
 
+/// Sends one command over a new connection, so that the very server answers that runs now. The caller
+/// bounds it.
+async fn ask<T: FromRedisValue>(addr: SocketAddr, command: &[&str]) -> RedisResult<T> {
+    // Nothing is sent before the command: tests count what a server is sent.
+    let silent = RedisConnectionInfo::default().set_skip_set_lib_name();
+    let server = (addr.ip().to_string(), addr.port()).into_connection_info()?;
+    let unbounded = AsyncConnectionConfig::new()
+        .set_connection_timeout(None)
+        .set_response_timeout(None);
+    let mut connection = Client::open(server.set_redis_settings(silent))?
+        .get_multiplexed_async_connection_with_config(&unbounded)
+        .await?;
+    let mut request = redis::Cmd::new();
+    request.arg(command);
+    request.query_async(&mut connection).await
+}
+
 /// The fields of an answer to `INFO`.
-fn fields(info: &Reply) -> HashMap<String, String> {
-    let text = info.text().unwrap_or_default();
-    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+fn fields(info: &str) -> HashMap<String, String> {
+    let pairs = info.lines().filter_map(|line| line.split_once(':'));
     pairs
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()

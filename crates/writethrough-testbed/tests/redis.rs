@@ -4,14 +4,14 @@
 
 use std::time::Duration;
 
-use writethrough_testbed::{Redis, Reply, Testbed};
+use writethrough_testbed::{Error, Redis, Testbed};
 
 async fn get(redis: &Redis, key: &str) -> Option<String> {
-    redis.command(&["GET", key]).await.unwrap().text()
+    redis.query(&["GET", key]).await.unwrap()
 }
 
 async fn set(redis: &Redis, key: &str, value: &str) {
-    redis.order(&["SET", key, value]).await.unwrap();
+    redis.command(&["SET", key, value]).await.unwrap();
 }
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn a_killed_server_is_gone_and_comes_back_on_its_port_with_what_it_saved()
     assert_eq!(get(&redis, "k").await.as_deref(), Some("saved"));
 
     redis.restart_empty().await.unwrap();
-    assert_eq!(redis.command(&["DBSIZE"]).await.unwrap(), Reply::Integer(0));
+    assert_eq!(redis.query::<u64>(&["DBSIZE"]).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -85,8 +85,11 @@ async fn a_lagging_replica_that_is_promoted_lacks_the_last_writes() {
     set(&primary, "k", "first").await;
     let replica = testbed.redis_replica_of(&primary).await.unwrap();
     assert_eq!(get(&replica, "k").await.as_deref(), Some("first"));
-    let refused = replica.command(&["SET", "k", "v"]).await.unwrap();
-    assert!(matches!(refused, Reply::Error(error) if error.starts_with("READONLY")));
+    let refused = replica.command(&["SET", "k", "v"]).await;
+    assert!(
+        matches!(&refused, Err(Error::Refused { answer, .. }) if answer.starts_with("READONLY You")),
+        "{refused:?}"
+    );
 
     replica.freeze_replication().unwrap();
     set(&primary, "k", "second").await;

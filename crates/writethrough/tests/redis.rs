@@ -132,7 +132,7 @@ async fn scripts_are_loaded_again_when_the_server_forgot_them() {
     let redis = testbed.redis().await.unwrap();
     let (_cache, mut sessions) = connect(&redis.url());
     let session = session_of(&mut sessions).await;
-    redis.order(&["SCRIPT", "FLUSH"]).await.unwrap();
+    redis.command(&["SCRIPT", "FLUSH"]).await.unwrap();
     session
         .begin(&["a".into(), "b".into()], Token(1), Duration::from_secs(9))
         .await
@@ -152,10 +152,10 @@ async fn foreign_keys_are_neither_believed_nor_cleared() {
     let (_cache, mut sessions) = connect(&redis.url());
     let session = session_of(&mut sessions).await;
     redis
-        .order(&["SET", "item:1@7", "{\"id\":1}"])
+        .command(&["SET", "item:1@7", "{\"id\":1}"])
         .await
         .unwrap();
-    redis.order(&["LPUSH", "item:2@7", "V"]).await.unwrap();
+    redis.command(&["LPUSH", "item:2@7", "V"]).await.unwrap();
     assert!(matches!(
         session.get("item:1@7").await,
         Err(CacheError::Command(_))
@@ -166,11 +166,8 @@ async fn foreign_keys_are_neither_believed_nor_cleared() {
     ));
     assert_eq!(session.clear("item:*@*").await.unwrap(), 0);
     assert_eq!(session.count("item:*@*").await.unwrap(), 0);
-    let left = redis
-        .order(&["EXISTS", "item:1@7", "item:2@7"])
-        .await
-        .unwrap();
-    assert_eq!(left.integer(), Some(2));
+    let left = redis.query::<u64>(&["EXISTS", "item:1@7", "item:2@7"]);
+    assert_eq!(left.await.unwrap(), 2);
 }
 
 #[test]
@@ -221,7 +218,7 @@ async fn user(redis: &Redis, rules: &str) -> String {
         .into_iter()
         .chain(rules)
         .collect();
-    redis.order(&rule).await.unwrap();
+    redis.command(&rule).await.unwrap();
     format!("redis://plain:pw@{}", redis.addr())
 }
 
@@ -234,8 +231,8 @@ async fn a_user_with_what_the_documentation_lists_is_enough() {
     settings.key_prefixes = vec!["item:".into(), "{items}".into()];
     let cache = RedisCache::connect(settings).unwrap();
     server_of(&mut cache.sessions()).await;
-    let left = redis.order(&["DBSIZE"]).await.unwrap();
-    assert_eq!(left.integer(), Some(0));
+    let left: u64 = redis.query(&["DBSIZE"]).await.unwrap();
+    assert_eq!(left, 0);
 }
 
 #[tokio::test]
@@ -369,7 +366,7 @@ async fn monitored(redis: &Redis, work: impl Future<Output = ()>) -> Vec<Vec<Str
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
     work.await;
-    redis.order(&["ECHO", "the end"]).await.unwrap();
+    redis.command(&["ECHO", "the end"]).await.unwrap();
     let mut seen = Vec::new();
     loop {
         line.clear();
@@ -521,8 +518,8 @@ async fn walking_100_000_keys_never_holds_redis_up() {
     until("the cache is in use", async || node.cached.uses_cache()).await;
     let key = node.cache_key("' .. i .. '");
     let fill = format!("for i = 1, 100000 do redis.call('SET', '{key}', 'V' .. i) end return 1");
-    redis.order(&["EVAL", &fill, "0"]).await.unwrap();
-    redis.order(&["CONFIG", "RESETSTAT"]).await.unwrap();
+    redis.command(&["EVAL", &fill, "0"]).await.unwrap();
+    redis.command(&["CONFIG", "RESETSTAT"]).await.unwrap();
 
     let idle = pings(redis, tokio::time::sleep(Duration::from_millis(300))).await;
     let counting = pings(redis, async {
@@ -621,7 +618,7 @@ async fn a_write_announced_on_two_connections_leaves_no_value() {
     });
     let key = node.cache_key("a");
     until("the intent is placed", async || {
-        let state = redis.command(&["GET", &key]).await.unwrap().text();
+        let state: Option<String> = redis.query(&["GET", &key]).await.unwrap();
         state.is_some_and(|state| state.starts_with('I'))
     })
     .await;
@@ -654,7 +651,7 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     let testbed = Testbed::new().await.unwrap();
     for key in ["repl-diskless-sync", "repl-diskless-sync-delay"] {
         let value = if key.ends_with("delay") { "0" } else { "yes" };
-        a.order(&["CONFIG", "SET", key, value]).await.unwrap();
+        a.command(&["CONFIG", "SET", key, value]).await.unwrap();
     }
     let nodes = [ground.node().await, ground.node().await];
     nodes[0].write("a", Some("old")).await.unwrap();
@@ -664,7 +661,7 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     b.promote().await.unwrap();
     for key in ["repl-diskless-sync", "repl-diskless-sync-delay"] {
         let value = if key.ends_with("delay") { "0" } else { "yes" };
-        b.order(&["CONFIG", "SET", key, value]).await.unwrap();
+        b.command(&["CONFIG", "SET", key, value]).await.unwrap();
     }
     nodes[0].write("a", Some("new")).await.unwrap();
     let epoch = nodes[0].cached.status().epoch;
@@ -690,7 +687,7 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     a.wait_caught_up_with(&b).await.unwrap();
     a.promote().await.unwrap();
     // The old value is there, under the key of the epoch.
-    let stored = a.command(&["GET", &key]).await.unwrap().text();
+    let stored: Option<String> = a.query(&["GET", &key]).await.unwrap();
     assert_eq!(
         stored.as_deref(),
         Some("V\"old\""),
@@ -730,7 +727,7 @@ async fn without_tracking_another_data_set_is_found_by_the_heartbeat() {
         "+@all",
         "-client|tracking",
     ];
-    a.order(&acl).await.unwrap();
+    a.command(&acl).await.unwrap();
     let url = format!("redis://plain:pw@{}", a.addr());
     let (_cache, mut sessions) = connect(&url);
     let first = server_of(&mut sessions).await;
@@ -784,15 +781,13 @@ async fn an_intent_from_a_clock_that_was_set_back_is_over() {
     let ground = Ground::new(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let node = ground.node().await;
-    let time = redis
-        .command(&["EVAL", "return redis.call('TIME')[1]", "0"])
-        .await;
-    let seconds: u64 = time.unwrap().text().unwrap().parse().unwrap();
+    let time = redis.query(&["EVAL", "return redis.call('TIME')[1]", "0"]);
+    let seconds: u64 = time.await.unwrap();
     let abandon = async |contended: &str| {
         let deadline = (seconds + 3600 + 15) * 1000;
         let intent = format!("I{contended}{}{deadline:013}{:08}", Token(9), 15_000);
         let set = ["SET", &node.cache_key("a"), &intent, "EX", "3615"];
-        redis.order(&set).await.unwrap();
+        redis.command(&set).await.unwrap();
     };
     abandon("-").await;
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
@@ -840,16 +835,16 @@ async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
     let epoch = node.cached.status().epoch;
     for words in foreign(&node.cache_key("a")) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        redis.order(&["DEL", words[1]]).await.unwrap();
-        redis.order(&words).await.unwrap();
+        redis.command(&["DEL", words[1]]).await.unwrap();
+        redis.command(&words).await.unwrap();
         node.write("a", Some("one")).await.unwrap();
         let status = node.cached.status();
         assert_eq!(status.epoch, epoch, "{words:?}: {status:?}");
         assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit, "{words:?}");
         // It comes between the announcement and the end.
         let (gate, writer) = node.held_write("a", Some("two")).await;
-        redis.order(&["DEL", words[1]]).await.unwrap();
-        redis.order(&words).await.unwrap();
+        redis.command(&["DEL", words[1]]).await.unwrap();
+        redis.command(&words).await.unwrap();
         gate.let_through();
         writer.await.unwrap().unwrap();
         assert_eq!(node.value("a").await.as_deref(), Some("two"));
@@ -912,8 +907,8 @@ async fn a_write_of_no_key_of_a_key_twice_and_of_50_000_keys_keep_the_epoch() {
 /// A string of so many bytes that begins like a value, as another program may leave it.
 async fn put_long(redis: &Redis, key: &str, bytes: usize) {
     let last = (bytes - 1).to_string();
-    redis.order(&["SETRANGE", key, &last, "x"]).await.unwrap();
-    redis.order(&["SETRANGE", key, "0", "V"]).await.unwrap();
+    redis.command(&["SETRANGE", key, &last, "x"]).await.unwrap();
+    redis.command(&["SETRANGE", key, "0", "V"]).await.unwrap();
 }
 
 /// A reply of 4 or of 20 MB over a link of 2 MB a second takes far longer than a command may. On the
@@ -980,8 +975,7 @@ async fn a_connection_that_closes_is_noticed_at_once() {
         match connection {
             None => redis.kill().await.unwrap(),
             Some(number) => {
-                let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
-                let list = list.text().unwrap();
+                let list: String = redis.query(&["CLIENT", "LIST"]).await.unwrap();
                 let mut ids: Vec<u64> = list
                     .lines()
                     .filter(|line| line.contains("resp=3"))
@@ -990,7 +984,7 @@ async fn a_connection_that_closes_is_noticed_at_once() {
                 ids.sort_unstable();
                 assert_eq!(ids.len(), 2, "{list}");
                 let id = ids[number].to_string();
-                redis.order(&["CLIENT", "KILL", "ID", &id]).await.unwrap();
+                redis.command(&["CLIENT", "KILL", "ID", &id]).await.unwrap();
             }
         }
         tokio::time::timeout(at_once, sessions.changed())
@@ -1008,8 +1002,7 @@ async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing()
     let staying = ground.node().await;
     let epoch = staying.cached.status().epoch;
     let clients = async || {
-        let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
-        let list = list.text().unwrap();
+        let list: String = redis.query(&["CLIENT", "LIST"]).await.unwrap();
         list.lines().filter(|line| line.contains("resp=3")).count()
     };
     let before = clients().await;

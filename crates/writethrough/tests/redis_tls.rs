@@ -41,7 +41,7 @@ async fn encrypt(testbed: &Testbed, redis: &Redis, pem: &(String, String), clien
         "tls-port",
         &port_text,
     ];
-    redis.order(&command).await.unwrap();
+    redis.command(&command).await.unwrap();
     port
 }
 
@@ -85,7 +85,7 @@ async fn the_library_alone_verifies_the_server_and_is_known_by_its_certificate()
     drop(known);
 
     redis
-        .order(&["CONFIG", "SET", "tls-auth-clients", "yes"])
+        .command(&["CONFIG", "SET", "tls-auth-clients", "yes"])
         .await
         .unwrap();
     let nobody = connect(RedisCertificates {

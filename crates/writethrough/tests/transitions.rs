@@ -157,12 +157,12 @@ impl Walk {
                 let (cut, long) = (&intent[..54], format!("{intent}x"));
                 let junk = ["", "junk", "I", "I?", cut, long.as_str()];
                 match self.random.usize(0..8) {
-                    6 => redis.order(&["DEL", &key]).await.map(drop).unwrap(),
+                    6 => redis.command(&["DEL", &key]).await.unwrap(),
                     7 => {
-                        redis.order(&["DEL", &key]).await.unwrap();
-                        redis.order(&["LPUSH", &key, "V"]).await.unwrap();
+                        redis.command(&["DEL", &key]).await.unwrap();
+                        redis.command(&["LPUSH", &key, "V"]).await.unwrap();
                     }
-                    kind => drop(redis.order(&["SET", &key, junk[kind]]).await.unwrap()),
+                    kind => redis.command(&["SET", &key, junk[kind]]).await.unwrap(),
                 }
                 if self.random.bool() {
                     let key = std::slice::from_ref(&key);

@@ -412,7 +412,7 @@ async fn ballast(redis: &Redis, script: &str, from: usize, to: usize) -> Result<
     for first in (from..=to).step_by(200) {
         let last = to.min(first + 199);
         let (first, last) = (first.to_string(), last.to_string());
-        redis.order(&["EVAL", script, "0", &first, &last]).await?;
+        redis.command(&["EVAL", script, "0", &first, &last]).await?;
     }
     Ok(())
 }
