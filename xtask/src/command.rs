@@ -13,10 +13,10 @@ use crate::interrupt;
 /// How often the bound, the signals and the process are looked at while there is no output.
 const TICK: Duration = Duration::from_millis(100);
 /// How long a group may take to end after SIGTERM.
-const MERCY: Duration = Duration::from_secs(5);
+const TERM_GRACE: Duration = Duration::from_secs(5);
 /// How long output may still come after the process has ended. Whoever holds the pipe open beyond
 /// it is a process that was left behind.
-const ECHO: Duration = Duration::from_secs(3);
+const DRAIN_GRACE: Duration = Duration::from_secs(3);
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(crate) fn run(
             Err(RecvTimeoutError::Disconnected) => std::thread::park_timeout(TICK),
         }
         if let Some((_, at)) = exited {
-            if at.elapsed() > ECHO {
+            if at.elapsed() > DRAIN_GRACE {
                 line(Some(
                     "xtask: a process that the command left behind holds its output open",
                 ));
@@ -102,7 +102,7 @@ pub(crate) fn run(
             }
         }
         // The group's number is ours until its leader is waited for, hence the order.
-        if forced.is_some_and(|(_, at)| at.elapsed() > MERCY || signals > 1) {
+        if forced.is_some_and(|(_, at)| at.elapsed() > TERM_GRACE || signals > 1) {
             kill(group, libc::SIGKILL);
         }
         exited = child.try_wait()?.map(|status| (status, Instant::now()));

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::command::{self, End};
-use crate::leftovers::Ground;
+use crate::strays::Scratch;
 use crate::{interrupt, root};
 
 /// How long one block may take.
@@ -93,7 +93,7 @@ pub(crate) fn run(
         Some(program) => program.to_owned(),
         None => build(deadline)?,
     };
-    let mut workshop = Workshop::new(&program, deadline, verbose)?;
+    let mut exercises = ExerciseRunner::new(&program, deadline, verbose)?;
     let mut failures = Vec::new();
     let mut commands = 0;
     for page in &pages {
@@ -102,7 +102,7 @@ pub(crate) fn run(
         let mut attempt = 0;
         while attempt < ATTEMPTS && interrupt::count() == 0 {
             attempt += 1;
-            outcome = workshop.run(page);
+            outcome = exercises.run(page);
             match &outcome {
                 Ok(_) => break,
                 Err(error) => {
@@ -111,7 +111,7 @@ pub(crate) fn run(
                     let start = lines.by_ref().collect::<Vec<_>>().join(" ");
                     println!("  {}, attempt {attempt}: {start}", page.name);
                     // The next attempt begins with a new lab.
-                    workshop.end_lab()?;
+                    exercises.end_lab()?;
                 }
             }
         }
@@ -133,8 +133,8 @@ pub(crate) fn run(
             break;
         }
     }
-    workshop.end_lab()?;
-    failures.extend(workshop.left());
+    exercises.end_lab()?;
+    failures.extend(exercises.left());
     let note = format!("{} pages, {commands} commands", pages.len());
     Ok((note, failures))
 }
@@ -325,8 +325,8 @@ fn check_services(block: &str, services: &BTreeSet<String>) -> anyhow::Result<()
 }
 
 /// Where pages are worked through: a folder, the program, and the lab while it runs.
-struct Workshop {
-    ground: Ground,
+struct ExerciseRunner {
+    scratch: Scratch,
     folder: PathBuf,
     port: u16,
     lab: Option<(String, Child)>,
@@ -334,10 +334,10 @@ struct Workshop {
     verbose: bool,
 }
 
-impl Workshop {
+impl ExerciseRunner {
     fn new(program: &Path, deadline: Instant, verbose: bool) -> anyhow::Result<Self> {
-        let ground = Ground::new()?;
-        let folder = ground.folder().join("lab");
+        let scratch = Scratch::new()?;
+        let folder = scratch.folder().join("lab");
         let programs = folder.join("bin");
         fs::create_dir_all(&programs)?;
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o711))?;
@@ -345,7 +345,7 @@ impl Workshop {
         fs::copy(program, programs.join("writethrough"))
             .with_context(|| format!("cannot copy {}", program.display()))?;
         Ok(Self {
-            ground,
+            scratch,
             folder,
             port: free_ports()?,
             lab: None,
@@ -357,7 +357,7 @@ impl Workshop {
     /// A shell with the program in its path.
     fn shell(&self, script: &str) -> Command {
         let mut command = Command::new("/bin/sh");
-        self.ground.mark(&mut command);
+        self.scratch.mark(&mut command);
         let mut path = std::ffi::OsString::from(self.folder.join("bin"));
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
@@ -489,7 +489,7 @@ impl Workshop {
             left.push(format!("{} was left behind", data.display()));
         }
         let _ = fs::remove_dir_all(&self.folder);
-        let (strays, _) = self.ground.check();
+        let (strays, _) = self.scratch.check();
         left.extend(
             strays
                 .into_iter()

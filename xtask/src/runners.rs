@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::command;
 use crate::interrupt;
 use crate::test::time;
-use crate::transcript::{Report, Transcript, Worth};
+use crate::transcript::{Report, Transcript};
 
 /// How long one runner may take.
 const BOUND: Duration = Duration::from_secs(10 * 60);
@@ -90,13 +90,11 @@ pub(crate) struct Runner {
 }
 
 /// How a runner's output is to be read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// It is libtest's.
-    Binary,
-    /// It is that of `cargo test --doc`, for these runners.
-    Documentation(Vec<String>),
-    /// It is for people.
+    /// It is libtest's: tests are counted.
+    Tests,
+    /// It is for people: only the exit status counts.
     Other,
 }
 
@@ -238,16 +236,14 @@ fn run_one(runner: Runner, deadline: Instant, verbose: bool) -> Ended {
             .fail(format!("{name}: was built and did not run"));
         return ended;
     }
-    let mut transcript = match kind {
-        Kind::Binary => Transcript::of(&ended.name),
-        _ => Transcript::default(),
-    };
+    let mut transcript = Transcript::default();
     let mut unheld = 0;
     let end = command::run(command, deadline.min(started + BOUND), |line| {
         let Some(line) = line else {
             return;
         };
-        if transcript.line(line) == Worth::Routine && !verbose {
+        let worth_showing = transcript.line(line) || kind == Kind::Other;
+        if !worth_showing && !verbose {
             return;
         }
         if ended.output.len() < HELD {
@@ -263,10 +259,7 @@ fn run_one(runner: Runner, deadline: Instant, verbose: bool) -> Ended {
     let name = &ended.name;
     match (end, kind) {
         (Err(error), _) => ended.report.fail(format!("{name}: {error:#}")),
-        (Ok(end), Kind::Binary) => ended.report = transcript.finish(name, &[], end),
-        (Ok(end), Kind::Documentation(names)) => {
-            ended.report = transcript.finish(name, &names, end);
-        }
+        (Ok(end), Kind::Tests) => ended.report = transcript.finish(name, end),
         (Ok(end), Kind::Other) if end.ok() => ended.report.tally.passed += 1,
         (Ok(end), Kind::Other) => ended.report.fail(format!("{name}: {}", end.describe())),
     }
@@ -288,7 +281,7 @@ mod tests {
         Runner {
             name: name.to_owned(),
             command,
-            kind: Kind::Binary,
+            kind: Kind::Tests,
         }
     }
 
@@ -384,27 +377,20 @@ mod tests {
     }
 
     #[test]
-    fn documentation_and_others_are_read_in_their_own_ways() {
-        let kind = |kind, runner| Runner { kind, ..runner };
-        let documentation = || Kind::Documentation(vec!["doc tests of a".to_owned()]);
-        let good = format!("echo '   Doc-tests a'; {GOOD}");
+    fn what_is_not_made_of_tests_is_judged_by_its_exit_status() {
+        let other = |name: &str, script: &str| Runner {
+            kind: Kind::Other,
+            ..shell(name, script)
+        };
         let all = outcome(
             vec![
-                kind(documentation(), shell("docs", &good)),
-                kind(documentation(), shell("other docs", GOOD)),
-                kind(Kind::Other, shell("good", "echo done")),
-                kind(Kind::Other, shell("bad", "echo done; exit 3")),
+                other("good", "echo done"),
+                other("bad", "echo done; exit 3"),
             ],
             LONG,
         );
-        let failures = |name: &str| all[name].report.failures.clone();
-        assert_eq!(failures("docs"), Vec::<String>::new());
-        assert_eq!(
-            failures("other docs"),
-            ["doc tests of a: was built and did not run"]
-        );
-        assert_eq!(failures("good"), Vec::<String>::new());
-        assert_eq!(failures("bad"), ["bad: exit status: 3"]);
+        assert_eq!(all["good"].report.tally.line(), "1 passed, 0 failed");
+        assert_eq!(all["bad"].report.failures, ["bad: exit status: 3"]);
         assert_eq!(all["good"].output, ["done"]);
     }
 

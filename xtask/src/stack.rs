@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::leftovers::Ground;
+use crate::strays::Scratch;
 use crate::{command, interrupt, lab, root};
 
 const USAGE: &str = "\
@@ -55,17 +55,17 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
     };
     interrupt::listen();
     // Its folder is for what the pages write to /tmp.
-    let ground = Ground::new()?;
-    let outcome = run(ground.folder());
-    let files = std::fs::read_dir(ground.folder())?;
+    let scratch = Scratch::new()?;
+    let outcome = run(scratch.folder());
+    let files = std::fs::read_dir(scratch.folder())?;
     for file in files.flatten() {
         std::fs::remove_file(file.path())?;
     }
-    ground.check();
+    scratch.check();
     if !keep {
         shell(
             "docker compose --profile k6 down -v",
-            ground.folder(),
+            scratch.folder(),
             BLOCK,
         )?;
     }

@@ -16,9 +16,9 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::command::{self, End};
-use crate::leftovers::Ground;
 use crate::runners::{self, Kind, Runner};
-use crate::transcript::{Report, Tally, documentation};
+use crate::strays::Scratch;
+use crate::transcript::{Report, Tally};
 use crate::{dependencies, install, interrupt, lab, root};
 
 /// How long everything may take together, unless told otherwise.
@@ -114,7 +114,7 @@ enum Outcome {
 
 /// What became of a part, for the summary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum PartStatus {
     Good,
     Bad,
     NotRun,
@@ -439,8 +439,8 @@ fn build(run: &mut Run) -> anyhow::Result<Outcome> {
 #[derive(Debug, Default)]
 struct Built {
     runners: Vec<Runner>,
-    /// Runners of documentation tests.
-    documentation: Vec<String>,
+    /// Whether there may be documentation tests.
+    documentation: bool,
     /// The program itself, as the tests have it: built for the lab alone it would be compiled anew,
     /// with other features of its dependencies.
     program: Option<PathBuf>,
@@ -480,12 +480,9 @@ impl Built {
             self.runners.push(Runner {
                 name: format!("{package}: {source}"),
                 command,
-                kind: Kind::Binary,
+                kind: Kind::Tests,
             });
-            if target["doctest"] == true {
-                let name = target["name"].as_str().unwrap_or_default();
-                self.documentation.push(documentation(name));
-            }
+            self.documentation |= target["doctest"] == true;
         }
         true
     }
@@ -526,18 +523,18 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
         documentation,
         program,
     } = built;
-    let ground = Ground::new()?;
-    if !documentation.is_empty() {
+    let scratch = Scratch::new()?;
+    if documentation {
         let mut command = run.cargo(&["test", "--doc", "--no-fail-fast"]);
         run.select(&mut command);
         runners.push(Runner {
             name: runners::DOCUMENTATION.to_owned(),
             command,
-            kind: Kind::Documentation(documentation),
+            kind: Kind::Tests,
         });
     }
     for runner in &mut runners {
-        ground.mark(&mut runner.command);
+        scratch.mark(&mut runner.command);
         for variable in LIBTEST {
             runner.command.env_remove(variable);
         }
@@ -576,7 +573,7 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
     run.lab = exercises;
     println!("looking for what was left behind");
     let looking = Instant::now();
-    let (left, notes) = ground.check();
+    let (left, notes) = scratch.check();
     println!("  {} left behind ({})", left.len(), time(looking.elapsed()));
     for note in notes {
         println!("note: {note}");
@@ -596,24 +593,26 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
 #[derive(Debug, Default)]
 struct Summary {
     tally: Tally,
-    fates: BTreeMap<&'static str, Fate>,
+    statuses: BTreeMap<&'static str, PartStatus>,
     lines: Vec<String>,
     failures: Vec<String>,
-    ignored: Vec<String>,
     empty: Vec<String>,
 }
 
 impl Summary {
     fn add(&mut self, part: &'static str, outcome: Outcome, took: Duration) {
-        let (fate, note) = match outcome {
+        let (status, note) = match outcome {
             Outcome::Good(note) => {
                 self.tally.passed += 1;
-                (Fate::Good, note)
+                (PartStatus::Good, note)
             }
             Outcome::Bad(why) => {
                 self.tally.failed += 1;
                 self.failures.push(format!("{part}: {why}"));
-                (Fate::Bad, why.lines().next().unwrap_or_default().to_owned())
+                (
+                    PartStatus::Bad,
+                    why.lines().next().unwrap_or_default().to_owned(),
+                )
             }
             Outcome::Tests(report) => {
                 self.tally.add(report.tally);
@@ -627,44 +626,49 @@ impl Summary {
                     self.failures.push(format!("{part}: {note}"));
                 }
                 self.failures.extend(report.failures);
-                self.ignored.extend(report.ignored);
                 self.empty.extend(report.empty);
                 (
                     if failed || nothing {
-                        Fate::Bad
+                        PartStatus::Bad
                     } else {
-                        Fate::Good
+                        PartStatus::Good
                     },
                     note,
                 )
             }
         };
-        self.line(part, fate, &time(took), &note);
+        self.line(part, status, &time(took), &note);
     }
 
     fn not_run(&mut self, part: &'static str, reason: &str) {
         self.tally.skipped += 1;
-        self.line(part, Fate::NotRun, "", reason);
+        self.line(part, PartStatus::NotRun, "", reason);
     }
 
-    fn line(&mut self, part: &'static str, fate: Fate, took: &str, note: &str) {
-        let word = match fate {
-            Fate::Good => "ok",
-            Fate::Bad => "FAILED",
-            Fate::NotRun => "NOT RUN",
+    fn line(&mut self, part: &'static str, status: PartStatus, took: &str, note: &str) {
+        let word = match status {
+            PartStatus::Good => "ok",
+            PartStatus::Bad => "FAILED",
+            PartStatus::NotRun => "NOT RUN",
         };
-        self.fates.insert(part, fate);
+        self.statuses.insert(part, status);
         let line = format!("  {part:<8} {word:<8} {took:>9}  {note}");
         self.lines.push(line.trim_end().to_owned());
     }
 
     fn failed(&self, part: &str) -> bool {
-        self.fates.get(part).is_some_and(|fate| *fate != Fate::Good)
+        self.statuses
+            .get(part)
+            .is_some_and(|status| *status != PartStatus::Good)
     }
 
     /// Whether everything that was asked for ran and succeeded.
     fn good(&self) -> bool {
-        self.tally.failed == 0 && self.fates.values().all(|fate| *fate == Fate::Good)
+        self.tally.failed == 0
+            && self
+                .statuses
+                .values()
+                .all(|status| *status == PartStatus::Good)
     }
 
     /// The summary; its last line is the one that machines read.
@@ -673,7 +677,7 @@ impl Summary {
         let unchosen: Vec<&str> = PARTS
             .iter()
             .map(|part| part.name)
-            .filter(|name| !self.fates.contains_key(name))
+            .filter(|name| !self.statuses.contains_key(name))
             .collect();
         if !unchosen.is_empty() {
             lines.push(format!("  not asked for: {}", unchosen.join(", ")));
@@ -681,7 +685,6 @@ impl Summary {
         lines.push(format!("  {:<17} {:>9}", "total", time(took)));
         for (title, names) in [
             ("runners without a test", &self.empty),
-            ("ignored tests", &self.ignored),
             ("failures", &self.failures),
         ] {
             if !names.is_empty() {
@@ -871,7 +874,7 @@ mod unit {
                 "b: src/main.rs"
             ]
         );
-        assert_eq!(built.documentation, ["doc tests of writethrough_check"]);
+        assert!(built.documentation);
         assert_eq!(built.program.as_deref(), Some(Path::new("/t/writethrough")));
         let folder = built.runners[1].command.get_current_dir();
         assert_eq!(folder, Some(Path::new("/w/crates/a")));

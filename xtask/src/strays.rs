@@ -1,4 +1,5 @@
-//! Finds what the tests left behind: processes and testbed folders.
+//! Makes the folder for temporary files of one run, and finds what the run leaves behind: processes and
+//! testbed folders.
 //!
 //! The tests run with a folder for temporary files of their own and a variable that names it, so
 //! what belongs to them can be told from what belongs to other runs on the same machine.
@@ -22,12 +23,12 @@ const KEEP: &str = "WRITETHROUGH_TESTBED_KEEP";
 const TESTBED: &str = "writethrough-testbed-";
 /// How long the reapers of the last testbeds may take.
 const BOUND: Duration = Duration::from_secs(30);
-/// How often is looked.
+/// The pause between two looks.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The folder for temporary files of one run.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub(crate) struct Scratch {
     folder: PathBuf,
     keep: bool,
     bound: Duration,
@@ -40,7 +41,7 @@ struct Stray {
     command: String,
 }
 
-impl Ground {
+impl Scratch {
     pub(crate) fn new() -> anyhow::Result<Self> {
         // Short, because Unix sockets are made below it; open to a user who only passes through,
         // because Postgres refuses to run as root.
@@ -151,7 +152,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Scratch {
     fn drop(&mut self) {
         self.remove();
     }
@@ -171,11 +172,11 @@ mod tests {
     use super::*;
     use std::process::Stdio;
 
-    fn ground(name: &str) -> Ground {
+    fn scratch(name: &str) -> Scratch {
         let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         let folder = folder.canonicalize().unwrap();
-        Ground {
+        Scratch {
             folder,
             keep: false,
             bound: Duration::from_secs(10),
@@ -184,29 +185,29 @@ mod tests {
 
     #[test]
     fn a_process_is_known_by_its_mark_its_folder_or_its_arguments() {
-        let ground = ground("xtask-strays");
+        let scratch = scratch("xtask-strays");
         let shell = || {
             let mut command = Command::new("/bin/sh");
             command.args(["-c", "read line"]).stdin(Stdio::piped());
             command
         };
         let mut marked = shell();
-        ground.mark(&mut marked);
+        scratch.mark(&mut marked);
         let mut inside = shell();
-        inside.current_dir(&ground.folder);
+        inside.current_dir(&scratch.folder);
         let mut named = shell();
-        named.arg(ground.folder.join("data"));
+        named.arg(scratch.folder.join("data"));
         let children: Vec<_> = [marked, inside, named]
             .iter_mut()
             .map(|command| command.spawn().unwrap())
             .collect();
         let mut stranger = shell()
-            .arg(format!("{}0", ground.folder.display()))
+            .arg(format!("{}0", scratch.folder.display()))
             .spawn()
             .unwrap();
         let bound = Instant::now() + Duration::from_secs(10);
         let found = loop {
-            let mut found: Vec<u32> = ground.strays().iter().map(|stray| stray.pid).collect();
+            let mut found: Vec<u32> = scratch.strays().iter().map(|stray| stray.pid).collect();
             found.sort_unstable();
             // A child that has not reached its program yet still looks like this process.
             if found.len() == 3 || Instant::now() > bound {
@@ -223,16 +224,16 @@ mod tests {
         stranger.kill().unwrap();
         stranger.wait().unwrap();
         assert_eq!(found, expected);
-        assert!(ground.strays().is_empty());
+        assert!(scratch.strays().is_empty());
     }
 
     #[test]
     fn a_folder_that_goes_away_in_time_is_no_failure_and_other_files_are_noted() {
-        let ground = ground("xtask-folders");
-        let testbed = ground.folder.join("writethrough-testbed-0a1b2c3d");
+        let scratch = scratch("xtask-folders");
+        let testbed = scratch.folder.join("writethrough-testbed-0a1b2c3d");
         fs::create_dir(&testbed).unwrap();
-        fs::create_dir(ground.folder.join("writethrough-postgres-template-0-1")).unwrap();
-        fs::write(ground.folder.join("other"), "").unwrap();
+        fs::create_dir(scratch.folder.join("writethrough-postgres-template-0-1")).unwrap();
+        fs::write(scratch.folder.join("other"), "").unwrap();
         let reaper = std::thread::spawn({
             let testbed = testbed.clone();
             move || {
@@ -240,33 +241,33 @@ mod tests {
                 fs::remove_dir(testbed).unwrap();
             }
         });
-        let (left, notes) = ground.check();
+        let (left, notes) = scratch.check();
         reaper.join().unwrap();
         assert_eq!(left, Vec::<String>::new());
         assert_eq!(notes.len(), 1, "{notes:?}");
-        let folder = ground.folder.clone();
-        drop(ground);
+        let folder = scratch.folder.clone();
+        drop(scratch);
         assert!(!folder.exists());
     }
 
     #[test]
     fn what_is_left_at_the_bound_is_reported_and_killed() {
-        let mut ground = ground("xtask-left");
-        ground.bound = Duration::from_millis(100);
-        fs::create_dir(ground.folder.join("writethrough-testbed-0a1b2c3d")).unwrap();
+        let mut scratch = scratch("xtask-left");
+        scratch.bound = Duration::from_millis(100);
+        fs::create_dir(scratch.folder.join("writethrough-testbed-0a1b2c3d")).unwrap();
         let mut server = Command::new("sleep");
         let mut server = server
             .arg("60")
-            .current_dir(&ground.folder)
+            .current_dir(&scratch.folder)
             .spawn()
             .unwrap();
-        let (left, _) = ground.check();
+        let (left, _) = scratch.check();
         assert_eq!(left.len(), 2, "{left:?}");
         assert!(left[0].ends_with("sleep 60"), "{left:?}");
         assert!(!server.wait().unwrap().success());
-        ground.keep = true;
-        let (left, notes) = ground.check();
+        scratch.keep = true;
+        let (left, notes) = scratch.check();
         assert_eq!((left.len(), notes.len()), (0, 1));
-        ground.keep = false;
+        scratch.keep = false;
     }
 }
