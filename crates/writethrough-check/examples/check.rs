@@ -1,4 +1,5 @@
-//! The checker by itself, as `writethrough check` runs it: `cargo run -p writethrough-check --example check -- --help`.
+//! The checker by itself, as `writethrough check` runs it:
+//! `cargo run -p writethrough-check --example check -- --help`.
 
 use std::process::ExitCode;
 

@@ -1,22 +1,18 @@
 //! How long a million recorded operations take to be read and judged, and how much memory:
 //! `cargo run --release -p writethrough-check --example judge_million -- [OPERATIONS] [STALE-READS-PER-MILLE]`.
 //!
-//! The history is that of a simulated service with 16 processes, lists, unknown outcomes, items that come and go, and,
-//! if asked for, stale reads.
+//! The history is that of a simulated service with 16 processes, lists, unknown outcomes, items
+//! that come and go, and, if asked for, stale reads.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    fs::File,
-    io::{BufReader, BufWriter},
-    time::{Duration, Instant},
-};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::time::{Duration, Instant};
 
-use writethrough_check::{
-    history::{Action, Header, History, Outcome, Record, RecordedItem},
-    judge::Judge,
-    report::{Summary, text},
-};
+use writethrough_check::history::{Action, Header, History, Outcome, Record, RecordedItem};
+use writethrough_check::judge::Judge;
+use writethrough_check::report::{Summary, text};
 
 const PROCESSES: u32 = 16;
 const ITEMS: usize = 24;

@@ -1,23 +1,21 @@
-//! An HTTP client for one process: one connection to each target, kept alive, with a bounded time for each request.
+//! An HTTP client for one process: one connection to each target, kept alive, with a bounded time
+//! for each request.
 //!
-//! It is built on hyper's connection itself and not on a pooling client, because the checker has to know whether a
-//! request that brought no answer may have reached the service, and because nothing may be tried again behind its back.
+//! It is built on hyper's connection itself and not on a pooling client, because the checker has to
+//! know whether a request that brought no answer may have reached the service, and because nothing
+//! may be tried again behind its back.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{
-    Method, Request, StatusCode, Uri,
-    client::conn::http1::{self, SendRequest},
-    header,
-};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, timeout_at},
-};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
 /// Larger answers are not read.
 const BODY_LIMIT: usize = 8 * 1024 * 1024;
@@ -125,7 +123,8 @@ impl Client {
         }
     }
 
-    /// Sends one request, waits for its answer within the time limit, and never sends it a second time.
+    /// Sends one request, waits for its answer within the time limit, and never sends it a second
+    /// time.
     ///
     /// # Cancellation
     ///
@@ -209,7 +208,8 @@ impl Client {
     }
 }
 
-/// An item as the service shows it. Only what the checker needs; a service may leave out the version.
+/// An item as the service shows it. Only what the checker needs; a service may leave out the
+/// version.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Item {
     pub(crate) id: String,
@@ -249,7 +249,8 @@ pub(crate) struct ItemsPage {
     pub(crate) next_cursor: Option<String>,
 }
 
-/// The last part of a problem's type: `database-unavailable` of `https://example.org/problems/database-unavailable`.
+/// The last part of a problem's type: `database-unavailable` of
+/// `https://example.org/problems/database-unavailable`.
 pub(crate) fn problem_type(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Problem {

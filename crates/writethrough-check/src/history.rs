@@ -1,7 +1,8 @@
 //! Histories: what every process invoked, when, and what came back.
 //!
-//! A history is kept as JSON lines, so that it can be judged again, cut with ordinary tools, or come from a client
-//! of your own. The first line is a header, every other line one operation; order does not matter.
+//! A history is kept as JSON lines, so that it can be judged again, cut with ordinary tools, or
+//! come from a client of your own. The first line is a header, every other line one operation;
+//! order does not matter.
 //!
 //! ```text
 //! {"history":"writethrough-check/1","seed":7,"targets":["http://127.0.0.1:8000"]}
@@ -25,19 +26,17 @@
 //! | `items` | list: the items of one page, each with `key`, `value`, `version`, `created` |
 //! | `window` | list: `[newer, older]`: the page holds *all* items that exist and were created strictly between these two times; `null` is an open side. Left out when the page promises nothing about what is missing from it |
 //!
-//! The header may list the faults that were in force (see [`Disturbance`]), and say for how long the generator itself was
-//! held up (see [`HeldUp`]).
+//! The header may list the faults that were in force (see [`Disturbance`]), and say for how long
+//! the generator itself was held up (see [`HeldUp`]).
 //!
 //! This module knows nothing of HTTP and judges nothing.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    io::{self, BufRead, Write},
-    ops::Index,
-    sync::Arc,
-};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, Write};
+use std::ops::Index;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -160,7 +159,7 @@ pub struct Record<'a> {
     pub items: Vec<RecordedItem<'a>>,
 }
 
-#[expect(
+#[allow(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde passes a reference"
 )]
@@ -193,8 +192,8 @@ pub struct Header {
     pub held_up: Option<HeldUp>,
 }
 
-/// A stretch of time in which the program that made the history did not run: its clients, and what it keeps between
-/// a service and its servers, seem as slow as that to each other.
+/// A stretch of time in which the program that made the history did not run: its clients, and what
+/// it keeps between a service and its servers, seem as slow as that to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldUp {
     /// When it began, in nanoseconds of the history's clock.
@@ -205,22 +204,26 @@ pub struct HeldUp {
 
 /// A stretch of time in which a fault was in force.
 ///
-/// The judge does not look at it: a fault excuses no anomaly. It says what may be expected of the answers.
+/// The judge does not look at it: a fault excuses no anomaly. It says what may be expected of the
+/// answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disturbance {
     /// The kind of fault.
     pub fault: String,
-    /// The target that it concerned, as an index into the header's targets; none when it concerned all.
+    /// The target that it concerned, as an index into the header's targets; none when it concerned
+    /// all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<u16>,
     /// When it began, in nanoseconds of the history's clock.
     pub from: i64,
     /// When all of it had been undone.
     pub to: i64,
-    /// Targets that could not be expected to answer: down themselves, or out of reach of their database.
+    /// Targets that could not be expected to answer: down themselves, or out of reach of their
+    /// database.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<u16>,
-    /// Whether connections to the database were reset, so that a write under way could be left unanswered.
+    /// Whether connections to the database were reset, so that a write under way could be left
+    /// unanswered.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resets_writes: bool,
 }
@@ -265,7 +268,8 @@ pub struct Operation {
 /// One page of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// The two creation times (newer, older) strictly between which the page is complete, if it promises that.
+    /// The two creation times (newer, older) strictly between which the page is complete, if it
+    /// promises that.
     pub window: Option<(Option<i64>, Option<i64>)>,
     first: u32,
     count: u32,
@@ -300,10 +304,11 @@ pub enum HistoryError {
     },
 }
 
-/// A list that never moves what it holds: to add to it takes the same short time however long it is.
+/// A list that never moves what it holds: to add to it takes the same short time however long it
+/// is.
 ///
-/// All processes, and the links of a cluster, share the threads on which a history is recorded. A `Vec` of some
-/// million entries that moves to make room would hold them all up for seconds.
+/// All processes, and the links of a cluster, share the threads on which a history is recorded. A
+/// `Vec` of some million entries that moves to make room would hold them all up for seconds.
 #[derive(Clone, Debug)]
 pub struct Chunks<T>(Vec<Vec<T>>);
 
@@ -378,7 +383,7 @@ impl Names {
         }
         let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
         let name: Arc<str> = name.into();
-        self.names.push(Arc::clone(&name));
+        self.names.push(name.clone());
         numbers.insert(name, number);
         number
     }

@@ -1,35 +1,32 @@
 //! The workload: processes that invoke operations at random, and write down what came of them.
 //!
-//! The items form a small set with a hot end, so that operations meet. Reads also go to items that were deleted a moment
-//! ago. Which operation a process invokes next follows from the seed; how the operations of several processes fall together
-//! does not.
+//! The items form a small set with a hot end, so that operations meet. Reads also go to items that
+//! were deleted a moment ago. Which operation a process invokes next follows from the seed; how the
+//! operations of several processes fall together does not.
 //!
-//! A value is put into an item three times: as its name, in its description and as its price. An answer whose three parts
-//! do not belong together is recorded as a value of its own, which nobody wrote.
+//! A value is put into an item three times: as its name, in its description and as its price. An
+//! answer whose three parts do not belong together is recorded as a value of its own, which nobody
+//! wrote.
 //!
 //! Nothing is judged here.
 
-use std::{
-    borrow::Cow,
-    collections::VecDeque,
-    fmt,
-    str::FromStr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
 use serde_json::json;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::{task::JoinSet, time::sleep};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 
-use crate::{
-    client::{Client, Item, ItemsPage, Reply, Target, problem_type},
-    history::{Action, Header, HeldUp, History, Outcome, Record, RecordedItem},
-};
+use crate::client::{Client, Item, ItemsPage, Reply, Target, problem_type};
+use crate::history::{Action, Header, HeldUp, History, Outcome, Record, RecordedItem};
 
 /// How often each kind of operation is invoked, as weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +80,13 @@ impl Mix {
 }
 
 impl fmt::Display for Mix {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts: Vec<String> = self
             .weights()
             .iter()
             .map(|(action, weight)| format!("{}={weight}", action.name()))
             .collect();
-        formatter.write_str(&parts.join(","))
+        f.write_str(&parts.join(","))
     }
 }
 
@@ -176,10 +173,11 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// The first items must have been created after this time.
     pub wait: Duration,
-    /// Types of problems (RFC 9457), by their last part, with which a 503 says that a write was not made.
+    /// Types of problems (RFC 9457), by their last part, with which a 503 says that a write was not
+    /// made.
     pub not_made: Vec<String>,
-    /// Each process uses one target only, in turn, so that a target that does not answer holds up its own processes and
-    /// no others. Otherwise every process uses all of them.
+    /// Each process uses one target only, in turn, so that a target that does not answer holds up
+    /// its own processes and no others. Otherwise every process uses all of them.
     pub pinned: bool,
     /// The clock of the history.
     pub clock: Clock,
@@ -318,7 +316,7 @@ pub async fn run_then(
     set_up(&shared).await?;
     let begun = Instant::now();
     let mut watching = JoinSet::new();
-    let watched = Arc::clone(&shared);
+    let watched = shared.clone();
     watching.spawn(watch_for_hold_ups(settings.clock, move |longest| {
         lock(&watched.history).header.held_up = Some(longest);
     }));
@@ -338,8 +336,8 @@ pub async fn run_then(
     Ok(history)
 }
 
-/// Measures by how much a short sleep is too long, and hands over each new longest time: for so long nothing ran on this
-/// thread, or none at all.
+/// Measures by how much a short sleep is too long, and hands over each new longest time: for so
+/// long nothing ran on this thread, or none at all.
 async fn watch_for_hold_ups(clock: Clock, longest: impl Fn(HeldUp)) {
     let mut longest_ns = 0;
     loop {
@@ -410,7 +408,7 @@ impl Pool {
             return None;
         }
         let key = self.living.swap_remove(random.usize(..self.living.len()));
-        self.graves.push_back(Arc::clone(&key));
+        self.graves.push_back(key.clone());
         if self.graves.len() > keep {
             self.graves.pop_front();
         }
@@ -503,7 +501,8 @@ impl Process {
         }
     }
 
-    /// Reads everything once through one target when the others have finished, so that what was left behind is seen.
+    /// Reads everything once through one target when the others have finished, so that what was
+    /// left behind is seen.
     async fn look_again(mut self, target: usize) {
         let keys: Vec<Arc<str>> = {
             let pool = lock(&self.shared.pool);
@@ -901,7 +900,7 @@ mod tests {
     #[tokio::test]
     async fn a_thread_that_is_held_up_is_noticed() {
         let noticed = Arc::new(Mutex::new(HeldUp::default()));
-        let longest = Arc::clone(&noticed);
+        let longest = noticed.clone();
         let mut watching = JoinSet::new();
         watching.spawn(watch_for_hold_ups(Clock::default(), move |new| {
             *lock(&longest) = new;

@@ -1,21 +1,17 @@
-//! The whole checker, from the driver to the verdict, against small services of our own: a correct one, and some with the
-//! faults that the checker exists to find.
+//! The whole checker, from the driver to the verdict, against small services of our own: a correct
+//! one, and some with the faults that the checker exists to find.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use axum::{
-    Json, Router,
-    extract::{Path, Query, State},
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
 use clap::Parser;
 use serde_json::{Value, json};
 use writethrough_check::{CheckArgs, run_to};
@@ -212,7 +208,7 @@ async fn serve(fault: Fault) -> String {
         tables: Mutex::default(),
         copy: Mutex::default(),
     });
-    let lagging = Arc::clone(&service);
+    let lagging = service.clone();
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;

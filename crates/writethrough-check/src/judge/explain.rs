@@ -1,22 +1,17 @@
-//! Looks closely at an item that failed the fast test: which reads were stale, by how much, and which few operations
-//! show it. Every explanation is confirmed by the general test before it is handed out.
+//! Looks closely at an item that failed the fast test: which reads were stale, by how much, and
+//! which few operations show it. Every explanation is confirmed by the general test before it is
+//! handed out.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, HashMap, HashSet},
-    time::Duration,
-};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
-use super::{
-    Anomaly, Confirmation, Findings, JudgeError, Kind, Member, Role, Staleness,
-    registers::{Fault, NONE, Observation, Registers, Seen},
-    search::{self, Answer, Call, Event},
-    zones::{Cluster, Conflict, Rank, Register},
-};
-use crate::{
-    history::{Action, Key, Outcome, Value},
-    report::duration,
-};
+use super::registers::{Fault, NONE, Observation, Registers, Seen};
+use super::search::{self, Answer, Call, Event};
+use super::zones::{Cluster, Conflict, Rank, Register};
+use super::{Anomaly, Confirmation, Findings, JudgeError, Kind, Member, Role, Staleness};
+use crate::history::{Action, Key, Outcome, Value};
+use crate::report::duration;
 
 /// A window has a handful of operations; no search in one takes a noticeable time.
 const SEARCH_LIMIT: Duration = Duration::from_secs(5);
@@ -261,7 +256,8 @@ impl Writer<'_, '_> {
         format!("process {} {verb}", operation.process)
     }
 
-    /// Reads of a state after a newer one was acknowledged (stale) or had been seen (not monotonic).
+    /// Reads of a state after a newer one was acknowledged (stale) or had been seen (not
+    /// monotonic).
     fn late_reads(&mut self) {
         let registers = self.registers;
         let case = self.case;
@@ -623,7 +619,8 @@ impl Writer<'_, '_> {
         }
     }
 
-    /// Conflicts in which no single read is to blame: values that alternate, writes acknowledged in the wrong order.
+    /// Conflicts in which no single read is to blame: values that alternate, writes acknowledged in
+    /// the wrong order.
     fn other_conflicts(&mut self) {
         let case = self.case;
         let clusters = &case.register.clusters;

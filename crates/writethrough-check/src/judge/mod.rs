@@ -1,16 +1,18 @@
 //! The judge: is a history linearizable, and if not, why not?
 //!
-//! It works on histories alone and knows nothing of HTTP, of the service or of how it keeps its promise.
+//! It works on histories alone and knows nothing of HTTP, of the service or of how it keeps its
+//! promise.
 //!
 //! 1. `pages` turns lists into reads of the items they show and of the items they leave out.
 //! 2. `registers` makes one register of each item.
 //! 3. `zones` tests each register, in the time it takes to sort its writes.
 //! 4. `explain` looks closely at the items that failed, and says what a person needs to know.
-//! 5. [`search`] confirms each explanation by the general method and cuts it to the smallest offending set.
+//! 5. [`search`] confirms each explanation by the general method and cuts it to the smallest
+//!    offending set.
 //!
-//! Versions are judged too: they are unique per item, keep the order of real time, belong to one value each, and no more
-//! of them are missing than there were writes of unknown outcome. All of this holds whatever became of those writes, so
-//! none of it raises a false alarm.
+//! Versions are judged too: they are unique per item, keep the order of real time, belong to one
+//! value each, and no more of them are missing than there were writes of unknown outcome. All of
+//! this holds whatever became of those writes, so none of it raises a false alarm.
 
 mod explain;
 mod pages;
@@ -20,19 +22,15 @@ pub mod search;
 mod tests;
 mod zones;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    time::{Duration, Instant},
-};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use self::{
-    explain::Case,
-    registers::{Fault, Observation, Registers},
-    zones::Register,
-};
+use self::explain::Case;
+use self::registers::{Fault, Observation, Registers};
+use self::zones::Register;
 use crate::history::{Action, History, Key, Outcome};
 
 /// The kinds of anomaly.
@@ -41,7 +39,8 @@ use crate::history::{Action, History, Key, Outcome};
 pub enum Kind {
     /// A read returned a value that an acknowledged write had replaced before the read began.
     StaleRead,
-    /// The last write of an item was acknowledged, and no read ever returned it, the last one of all among them.
+    /// The last write of an item was acknowledged, and no read ever returned it, the last one of
+    /// all among them.
     LostWrite,
     /// A read returned an older value than a read that had ended before it began.
     NonMonotonicRead,
@@ -63,9 +62,11 @@ pub enum Kind {
     DoubleDelete,
     /// Two creates were given the same id.
     DuplicateKey,
-    /// Two values of one item carry the same version: one update did not see the other (a lost update).
+    /// Two values of one item carry the same version: one update did not see the other (a lost
+    /// update).
     ReusedVersion,
-    /// One value was shown with two versions: a write was applied twice, or an answer mixes two states.
+    /// One value was shown with two versions: a write was applied twice, or an answer mixes two
+    /// states.
     ChangedVersion,
     /// The version of a later write is lower than that of an earlier one.
     BackwardVersion,
@@ -102,8 +103,8 @@ impl Kind {
 }
 
 impl fmt::Display for Kind {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -219,7 +220,8 @@ pub struct Findings {
     pub bad_items: usize,
     /// Reads of an overwritten state (a page's item counts as one read).
     pub stale_reads: u64,
-    /// The longest time from an overwriting's acknowledgement to a read that overlooked it, in nanoseconds.
+    /// The longest time from an overwriting's acknowledgement to a read that overlooked it, in
+    /// nanoseconds.
     pub worst_staleness_ns: i64,
     /// Stale reads by staleness, see [`STALENESS_BUCKETS_MS`].
     pub staleness: [u64; STALENESS_BUCKETS_MS.len() + 1],
@@ -242,8 +244,8 @@ impl Findings {
     }
 }
 
-/// One rule of the judge taken away, to show that the rule is needed: without it a known-bad history passes, or a
-/// known-good one does not. Only tests do this.
+/// One rule of the judge taken away, to show that the rule is needed: without it a known-bad
+/// history passes, or a known-good one does not. Only tests do this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(test), expect(dead_code, reason = "only tests weaken the judge"))]
 pub(crate) enum Weakening {
@@ -280,7 +282,8 @@ impl Default for Judge {
 }
 
 impl Judge {
-    /// A judge that explains at most `explain` anomalies (it counts them all) and gives up after `limit`.
+    /// A judge that explains at most `explain` anomalies (it counts them all) and gives up after
+    /// `limit`.
     #[must_use]
     pub fn new(explain: usize, limit: Duration) -> Self {
         Self {
@@ -302,8 +305,8 @@ impl Judge {
     ///
     /// # Consistency
     ///
-    /// Each item is judged as a linearizable register that is created once and deleted once; linearizability is local,
-    /// so this judges them all together. Pages are judged item by item.
+    /// Each item is judged as a linearizable register that is created once and deleted once;
+    /// linearizability is local, so this judges them all together. Pages are judged item by item.
     ///
     /// # Errors
     ///

@@ -1,27 +1,28 @@
 //! What a page of a list says by leaving an item out.
 //!
-//! A page is one answer to one question, so it is a read of every item in its window: those shown had the value shown
-//! at some moment between the page's start and end, and those of the window that are *not* shown did not exist at some
-//! moment between start and end. So lists need no rules of their own. An item missing although its create was
-//! acknowledged, or shown although its delete was acknowledged, contradicts the item's register like a wrong read.
+//! A page is one answer to one question, so it is a read of every item in its window: those shown
+//! had the value shown at some moment between the page's start and end, and those of the window
+//! that are *not* shown did not exist at some moment between start and end. So lists need no rules
+//! of their own. An item missing although its create was acknowledged, or shown although its delete
+//! was acknowledged, contradicts the item's register like a wrong read.
 //!
-//! The window is made of creation times that the service itself states, strictly between the last item of the page
-//! before and the last item of this one (or open, when no page follows). Creation times never change, so it does not
-//! matter which clock made them, and items that share a time with the edge are left out of the argument. Items that
-//! come or go while the page is loaded are concurrent with it and may be there or not: the register's rules allow both.
-//! Pages are not taken to be one snapshot of *all* their items, since the service promises linearizability per item.
+//! The window is made of creation times that the service itself states, strictly between the last
+//! item of the page before and the last item of this one (or open, when no page follows). Creation
+//! times never change, so it does not matter which clock made them, and items that share a time
+//! with the edge are left out of the argument. Items that come or go while the page is loaded are
+//! concurrent with it and may be there or not: the register's rules allow both. Pages are not taken
+//! to be one snapshot of *all* their items, since the service promises linearizability per item.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    ops::Bound,
-};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 use super::registers::{NONE, Registers};
 use crate::history::{Action, Key, Outcome};
 
 /// All (item, list operation) where the page left out an item of its window that may have existed.
 ///
-/// Items whose delete was acknowledged before the page's start are not reported: their absence says nothing new.
+/// Items whose delete was acknowledged before the page's start are not reported: their absence says
+/// nothing new.
 pub(crate) fn omissions(registers: &Registers<'_>) -> Vec<(Key, u32)> {
     let history = registers.history;
     let mut created: HashMap<Key, i64> = HashMap::new();

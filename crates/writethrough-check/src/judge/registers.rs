@@ -1,9 +1,10 @@
 //! Reduces a history to one register per item.
 //!
-//! A register goes through *before creation*, a chain of values, and *after deletion*: the service chooses the ids, so
-//! an item is created once and deleted at most once. Values are unique in the history, so every read names the write
-//! that it saw. All that the fast test needs of a write and its reads (its *cluster*) is the earliest end and the
-//! latest start in it, and these are gathered here in one pass.
+//! A register goes through *before creation*, a chain of values, and *after deletion*: the service
+//! chooses the ids, so an item is created once and deleted at most once. Values are unique in the
+//! history, so every read names the write that it saw. All that the fast test needs of a write and
+//! its reads (its *cluster*) is the earliest end and the latest start in it, and these are gathered
+//! here in one pass.
 
 use std::collections::HashMap;
 
@@ -28,8 +29,8 @@ pub(crate) struct Observation {
     pub(crate) seen: Seen,
 }
 
-/// The two extremes of a write and its reads: by `first_end` the value was certainly in place at some time, and at
-/// `last_start` it was not yet gone for ever.
+/// The two extremes of a write and its reads: by `first_end` the value was certainly in place at
+/// some time, and at `last_start` it was not yet gone for ever.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Zone {
     pub(crate) first_end: i64,
@@ -180,7 +181,8 @@ impl<'h> Registers<'h> {
         &self.history.operations()[op as usize]
     }
 
-    /// The item that an operation addressed, also for a create whose answer never came if its value was seen later.
+    /// The item that an operation addressed, also for a create whose answer never came if its value
+    /// was seen later.
     pub(crate) fn key_of(&self, op: u32) -> Option<Key> {
         self.operation(op)
             .key
@@ -209,7 +211,8 @@ impl<'h> Registers<'h> {
         self.deletions[key.0 as usize]
     }
 
-    /// The keys to which something was written. Of others the history says too little to judge them.
+    /// The keys to which something was written. Of others the history says too little to judge
+    /// them.
     pub(crate) fn judged_keys(&self) -> impl Iterator<Item = Key> + '_ {
         (0..self.judged.len())
             .filter(|&key| self.judged[key])
@@ -296,7 +299,8 @@ impl<'h> Registers<'h> {
         Ok(())
     }
 
-    /// A create whose answer never came has no key; the first sight of its value tells which item it made.
+    /// A create whose answer never came has no key; the first sight of its value tells which item
+    /// it made.
     fn find_lost_creates(&mut self) {
         let history = self.history;
         let sight = |registers: &mut Self, key: Key, value: Value| {
@@ -327,7 +331,8 @@ impl<'h> Registers<'h> {
         }
     }
 
-    /// Calls `each` for everything that the history shows of judged items, and the version shown with it.
+    /// Calls `each` for everything that the history shows of judged items, and the version shown
+    /// with it.
     pub(crate) fn observations(&self, mut each: impl FnMut(Observation, Option<u64>)) {
         let history = self.history;
         for (op, operation) in (0_u32..).zip(history.operations()) {
@@ -431,7 +436,8 @@ impl<'h> Registers<'h> {
             let operation = self.operation(op);
             let writer = self.writers[value.0 as usize];
             if writer == NONE {
-                // An item that was there before the history began has one value that nobody in it wrote.
+                // An item that was there before the history began has one value that nobody in it
+                // wrote.
                 let first = *initial.entry(key).or_insert(value);
                 if self.create(key).is_some() || first != value {
                     if !self.is_weakened(Weakening::AnyValue) {

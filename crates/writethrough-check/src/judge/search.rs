@@ -1,17 +1,16 @@
 //! The general test: search for a linearization, one operation after the other.
 //!
-//! This is the algorithm of Wing and Gong with Lowe's memory of visited (operations done, state) pairs, for the one model
-//! that is judged here: a register that is created, updated and deleted, with versions that grow. It is exponential at
-//! worst and therefore not used on whole histories, but on the few operations that the fast test accuses, to confirm
-//! them and to find the smallest set that is still impossible. Tests compare it with the fast test and with the
-//! porcupine-rs crate. That crate is not used here itself because it makes its benchmark harness a dependency (about 80
-//! crates) of whoever uses it, and cannot express an operation that may never happen other than as one that has no
-//! effect at the end.
+//! This is the algorithm of Wing and Gong with Lowe's memory of visited (operations done, state)
+//! pairs, for the one model that is judged here: a register that is created, updated and deleted,
+//! with versions that grow. It is exponential at worst and therefore not used on whole histories,
+//! but on the few operations that the fast test accuses, to confirm them and to find the smallest
+//! set that is still impossible. Tests compare it with the fast test and with the porcupine-rs
+//! crate. That crate is not used here itself because it makes its benchmark harness a dependency
+//! (about 80 crates) of whoever uses it, and cannot express an operation that may never happen
+//! other than as one that has no effect at the end.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use crate::history::Value;
 
@@ -84,8 +83,8 @@ impl State {
 
 /// Searches for a linearization of the events of one item, for at most `limit`.
 ///
-/// Without a create among the events the item was created at some unknown time, if ever, with a value that none of them
-/// reads.
+/// Without a create among the events the item was created at some unknown time, if ever, with a
+/// value that none of them reads.
 #[must_use]
 pub fn search(events: &[Event], limit: Duration) -> Answer {
     let mut events = events.to_vec();
@@ -151,10 +150,11 @@ pub fn search(events: &[Event], limit: Duration) -> Answer {
     }
 }
 
-/// The smallest part of impossible events, found by leaving out one after the other, that is still impossible.
+/// The smallest part of impossible events, found by leaving out one after the other, that is still
+/// impossible.
 ///
-/// Returns indexes into `events`. A write stays while a read of its value stays, and deletes stay while a read of
-/// absence does, because without them the rest would mean something else.
+/// Returns indexes into `events`. A write stays while a read of its value stays, and deletes stay
+/// while a read of absence does, because without them the rest would mean something else.
 #[must_use]
 pub(crate) fn shrink(events: &[Event], limit: Duration) -> Vec<usize> {
     let mut kept: Vec<usize> = (0..events.len()).collect();

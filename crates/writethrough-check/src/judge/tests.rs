@@ -1,14 +1,15 @@
 //! Fixtures, mutants of the judge, and the comparison of the fast test with two general ones.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 use porcupine_rs::{CheckResult, Model, Operation as PorcupineOperation};
 use proptest::prelude::*;
 
-use super::{
-    Findings, Judge, JudgeError, Kind, Weakening,
-    search::{Answer, Call, Event, search},
-};
+use super::search::{Answer, Call, Event, search};
+use super::{Findings, Judge, JudgeError, Kind, Weakening};
 use crate::history::{Action, Header, History, Outcome, Record, Value, record};
 
 fn fixtures() -> BTreeMap<String, History> {
@@ -190,8 +191,8 @@ fn history_of(records: &[Record<'_>]) -> History {
     history
 }
 
-/// The same register for the porcupine-rs crate, without versions. An operation that may never happen is one that
-/// ends after all others and has no effect where it cannot have any.
+/// The same register for the porcupine-rs crate, without versions. An operation that may never
+/// happen is one that ends after all others and has no effect where it cannot have any.
 #[derive(Clone, Debug)]
 struct Item;
 
@@ -305,7 +306,8 @@ fn any_history(versioned: bool) -> impl Strategy<Value = Vec<Record<'static>>> {
         })
 }
 
-/// A history that a linearizable register could have produced: every operation takes effect at a moment of its choice.
+/// A history that a linearizable register could have produced: every operation takes effect at a
+/// moment of its choice.
 fn possible_history() -> impl Strategy<Value = Vec<Record<'static>>> {
     (any::<u64>(), 1..80_usize, 1..12_i64).prop_map(|(seed, count, spread)| {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -389,7 +391,8 @@ fn differ(records: &[Record<'_>], versions: bool) -> Result<bool, TestCaseError>
         prop_assert_eq!(general, porcupine(&events), "the two general tests differ");
     }
     match Judge::default().judge(&history) {
-        // A version that no operation carries is a matter of counting, which the general test does not know.
+        // A version that no operation carries is a matter of counting, which the general test does
+        // not know.
         Ok(found) => {
             let clean = found
                 .counts
@@ -430,7 +433,8 @@ proptest! {
 /// Both answers are common among the random histories; otherwise the comparison would say little.
 #[test]
 fn random_histories_are_of_both_kinds() {
-    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
     for versioned in [false, true] {
         let mut runner = TestRunner::deterministic();
         let strategy = any_history(versioned);
@@ -447,9 +451,11 @@ fn random_histories_are_of_both_kinds() {
     }
 }
 
-/// A collection whose items come and go, read page by page, newest first; every page is one moment's truth.
+/// A collection whose items come and go, read page by page, newest first; every page is one
+/// moment's truth.
 ///
-/// Returns the records, and for each page that left out nothing the items which certainly lived all the time it took.
+/// Returns the records, and for each page that left out nothing the items which certainly lived all
+/// the time it took.
 fn possible_collection(seed: u64, count: usize) -> (Vec<Record<'static>>, Vec<Vec<usize>>) {
     struct Item {
         key: String,
@@ -562,7 +568,8 @@ proptest! {
     #[test]
     fn an_item_taken_from_a_page_is_missed(seed: u64, which: prop::sample::Index) {
         let (mut records, certain) = possible_collection(seed, 80);
-        // An item that was asked to be deleted later in the simulation may be explained by that deletion being early.
+        // An item that was asked to be deleted later in the simulation may be explained by that
+        // deletion being early.
         let places: Vec<(usize, usize)> = certain
             .iter()
             .enumerate()

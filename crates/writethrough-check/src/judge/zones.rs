@@ -1,24 +1,24 @@
 //! The fast test: is there an order of a register's writes that real time allows?
 //!
-//! Take each write with the reads of its value as one *cluster*. Values are unique, so a linearization of the register
-//! is a linearization of its clusters, one after the other. Cluster A has to come before cluster B when an operation
-//! of A ended before an operation of B started, that is, when `A.first_end < B.last_start`. The history is linearizable
-//! exactly when this relation has no cycle, and it has a cycle exactly when two clusters each have to come before the
-//! other: in any cycle the cluster with the smallest `first_end` has its predecessor as such a partner. That is the test
-//! of Gibbons and Korach (*Testing Shared Memories*, 1997), which speaks of the same pairs as overlapping forward zones
-//! and of backward zones inside forward ones.
+//! Take each write with the reads of its value as one *cluster*. Values are unique, so a
+//! linearization of the register is a linearization of its clusters, one after the other. Cluster A
+//! has to come before cluster B when an operation of A ended before an operation of B started, that
+//! is, when `A.first_end < B.last_start`. The history is linearizable exactly when this relation
+//! has no cycle, and it has a cycle exactly when two clusters each have to come before the other:
+//! in any cycle the cluster with the smallest `first_end` has its predecessor as such a partner.
+//! That is the test of Gibbons and Korach (*Testing Shared Memories*, 1997), which speaks of the
+//! same pairs as overlapping forward zones and of backward zones inside forward ones.
 //!
-//! Unknown outcomes: a write that was seen has no end of its own, so its cluster's `first_end` is that of its reads; one
-//! that was not seen is left out. Creation and deletion: clusters have a *rank* (before creation, create, update,
-//! deletion), a lower rank comes first, and two clusters of different rank are in conflict when real time says
-//! otherwise. Reads of absence belong before creation whenever that contradicts nothing, else to the deletion.
+//! Unknown outcomes: a write that was seen has no end of its own, so its cluster's `first_end` is
+//! that of its reads; one that was not seen is left out. Creation and deletion: clusters have a
+//! *rank* (before creation, create, update, deletion), a lower rank comes first, and two clusters
+//! of different rank are in conflict when real time says otherwise. Reads of absence belong before
+//! creation whenever that contradicts nothing, else to the deletion.
 //!
 //! The cost is that of sorting the clusters.
 
-use super::{
-    Kind, Weakening,
-    registers::{Fault, NONE, Registers, Seen},
-};
+use super::registers::{Fault, NONE, Registers, Seen};
+use super::{Kind, Weakening};
 use crate::history::{Key, Value};
 
 /// Place in an item's life; a lower one comes first.
@@ -266,8 +266,8 @@ impl Register {
             .collect()
     }
 
-    /// The versions that no write can have been given: more holes between the lowest and the highest version seen than
-    /// there are writes of unknown outcome that nobody saw.
+    /// The versions that no write can have been given: more holes between the lowest and the
+    /// highest version seen than there are writes of unknown outcome that nobody saw.
     pub(crate) fn skipped_versions(&self, unseen_writes: u64) -> Option<Vec<u64>> {
         if self
             .clusters

@@ -1,6 +1,7 @@
 //! How well the service answered, in a stretch of a history.
 
-use std::{collections::HashMap, ops::Range};
+use std::collections::HashMap;
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -48,7 +49,8 @@ pub(crate) fn by_start(history: &History) -> Vec<&Operation> {
     operations
 }
 
-/// Measures those of the operations, which are sorted by start, that were invoked in a stretch of time and are `wanted`.
+/// Measures those of the operations, which are sorted by start, that were invoked in a stretch of
+/// time and are `wanted`.
 pub(crate) fn measure_some(
     operations: &[&Operation],
     during: Range<i64>,
@@ -61,14 +63,16 @@ pub(crate) fn measure_some(
         let mut service = Service::default();
         let mut times = Vec::new();
         let mut longest = 0;
-        // By process: when it began to wait for the answer that it still has not got, and when it last gave up.
+        // By process: when it began to wait for the answer that it still has not got, and when it
+        // last gave up.
         let mut waiting: HashMap<u32, (i64, i64)> = HashMap::new();
         for operation in operations
             .iter()
             .filter(|one| one.action.is_write() == writes)
         {
             if !wanted(operation) {
-                // What the process waited for until now ends here, or was counted when it was given up.
+                // What the process waited for until now ends here, or was counted when it was given
+                // up.
                 if let Some((since, until)) = waiting.remove(&operation.process) {
                     longest = longest.max(until - since);
                 }

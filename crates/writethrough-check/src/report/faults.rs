@@ -1,20 +1,18 @@
 //! What the service owed under faults, and whether it gave it.
 //!
-//! A target owes nothing while it is down, or out of reach of its database, and for a moment afterwards. Everything else
-//! it owes, whatever happens to the cache: reads answered, writes answered, and no write longer than [`LONGEST_WRITE`].
+//! A target owes nothing while it is down, or out of reach of its database, and for a moment
+//! afterwards. Everything else it owes, whatever happens to the cache: reads answered, writes
+//! answered, and no write longer than [`LONGEST_WRITE`].
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{
-    availability::{Availability, by_start, measure_some},
-    duration,
-};
-use crate::{
-    audit::Audit,
-    history::{Action, Disturbance, History, Operation, Outcome},
-};
+use super::availability::{Availability, by_start, measure_some};
+use super::duration;
+use crate::audit::Audit;
+use crate::history::{Action, Disturbance, History, Operation, Outcome};
 
 /// The longest that a write may wait, so many nanoseconds.
 pub const LONGEST_WRITE: Duration = Duration::from_secs(3);
@@ -76,7 +74,8 @@ pub struct Promises {
     pub owed: Availability,
     /// Reads that failed although their node was up and could reach Postgres.
     pub failed_reads: u64,
-    /// Writes that failed, or ended without an answer, although their node was up and its connections to Postgres held.
+    /// Writes that failed, or ended without an answer, although their node was up and its
+    /// connections to Postgres held.
     pub failed_writes: u64,
     /// The longest that such a write waited.
     pub longest_write_ms: f64,

@@ -1,15 +1,11 @@
 //! The report as one page: no scripts, no requests, readable in light and in dark.
 
-use std::{
-    collections::BTreeSet,
-    fmt::{self, Write},
-};
+use std::collections::BTreeSet;
+use std::fmt::{self, Write};
 
 use super::{Bucket, Summary, Verdict, bucket_name, duration};
-use crate::{
-    history::{Action, History, Operation, Outcome},
-    judge::{Anomaly, Findings, Role},
-};
+use crate::history::{Action, History, Operation, Outcome};
+use crate::judge::{Anomaly, Findings, Role};
 
 /// Operations of the same item that are drawn around an anomaly, at most.
 const CONTEXT: usize = 24;
@@ -361,7 +357,8 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
         });
     }
 
-    // Every stretch between two edges of member bars gets room by the root of its length, with a least width.
+    // Every stretch between two edges of member bars gets room by the root of its length, with a
+    // least width.
     let edges: BTreeSet<i64> = bars
         .iter()
         .filter(|bar| bar.member)

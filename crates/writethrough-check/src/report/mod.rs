@@ -1,6 +1,7 @@
 //! What a person, or a program, is told: the summary of a run, as text, as JSON and as a page.
 //!
-//! Reports decide nothing; they show what the judge found and what the history says about service times.
+//! Reports decide nothing; they show what the judge found and what the history says about service
+//! times.
 
 mod availability;
 mod faults;
@@ -11,18 +12,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::{
-    availability::{Availability, Service, measure},
-    faults::{
-        Circumstances, FaultKindSummary, FaultSummary, LONGEST_WRITE, Promises, UnderFaults,
-        under_faults,
-    },
-    html::page,
-    text::text,
+pub use self::availability::{Availability, Service, measure};
+pub use self::faults::{
+    Circumstances, FaultKindSummary, FaultSummary, LONGEST_WRITE, Promises, UnderFaults,
+    under_faults,
 };
-use crate::{
-    history::{Action, HeldUp, History, Outcome},
-    judge::{Confirmation, Findings, JudgeError, Kind, Role, STALENESS_BUCKETS_MS, Staleness},
+pub use self::html::page;
+pub use self::text::text;
+use crate::history::{Action, HeldUp, History, Outcome};
+use crate::judge::{
+    Confirmation, Findings, JudgeError, Kind, Role, STALENESS_BUCKETS_MS, Staleness,
 };
 
 /// The three possible answers.
@@ -155,7 +154,8 @@ pub struct Summary {
     pub run_s: f64,
     /// How long judging took.
     pub judged_s: f64,
-    /// The longest time for which the judge itself was held up while it recorded, if it watched that.
+    /// The longest time for which the judge itself was held up while it recorded, if it watched
+    /// that.
     pub held_up: Option<HeldUp>,
     /// Anomalies by kind.
     pub anomalies: Vec<KindCount>,
@@ -270,8 +270,9 @@ impl Summary {
         }
     }
 
-    /// Adds what happened under faults. A difference that the audit found is an anomaly; a run whose faults could not be
-    /// caused, or that could not be audited, shows nothing by being free of them.
+    /// Adds what happened under faults. A difference that the audit found is an anomaly; a run
+    /// whose faults could not be caused, or that could not be audited, shows nothing by being free
+    /// of them.
     #[must_use]
     pub fn with_faults(mut self, under_faults: UnderFaults) -> Self {
         let audit = under_faults.audit.as_ref();
@@ -339,7 +340,8 @@ fn action_summary(history: &History, action: Action) -> Option<ActionSummary> {
     (summary.invoked > 0).then_some(summary)
 }
 
-/// `answered` of `invoked` in percent, rounded down, so that 100 means all; 100 when nothing was invoked.
+/// `answered` of `invoked` in percent, rounded down, so that 100 means all; 100 when nothing was
+/// invoked.
 pub(crate) fn percent(answered: u64, invoked: u64, decimals: i32) -> f64 {
     if invoked == 0 {
         return 100.0;

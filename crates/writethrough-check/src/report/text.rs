@@ -3,7 +3,8 @@
 use std::fmt::{self, Write};
 
 use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, duration, percent};
-use crate::{history::Action, history::Outcome, judge::Role};
+use crate::history::{Action, Outcome};
+use crate::judge::Role;
 
 /// The summary as plain text, ending in a new line.
 #[must_use]
