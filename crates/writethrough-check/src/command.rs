@@ -19,6 +19,7 @@ use crate::{
     history::History,
     judge::Judge,
     report::{self, Circumstances, Summary, Verdict},
+    time::parse_duration,
     workload::{self, Mix, Progress, Settings, WorkloadError},
 };
 
@@ -103,32 +104,6 @@ pub struct CheckArgs {
     /// Give up judging after this time
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub judge_limit: Duration,
-}
-
-/// Parses a whole number with one of the units ms, s, m and h.
-///
-/// # Errors
-///
-/// Says what to write instead.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|letter: char| !letter.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let ms_per_unit = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("use a whole number and ms, s, m or h, as in 90s".to_owned()),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(ms_per_unit))
-        .filter(|ms| *ms <= 366 * 24 * 3_600_000)
-        .map(Duration::from_millis)
-        .ok_or_else(|| format!("{number:?} is not a number of a sensible size"))
 }
 
 /// Runs the check and prints its result to standard output; the value is the exit code.
@@ -395,19 +370,4 @@ fn progress_bar(settings: &Settings) -> ProgressBar {
         bar.set_style(style.progress_chars("=> "));
     }
     bar
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_parsed() {
-        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        for wrong in ["", "5", "s", "5 s", "-5s", "99999999999999999999s", "1d"] {
-            assert!(parse_duration(wrong).is_err(), "{wrong}");
-        }
-    }
 }

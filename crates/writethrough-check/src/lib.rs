@@ -16,6 +16,7 @@ pub mod command;
 pub mod history;
 pub mod judge;
 pub mod report;
+pub mod time;
 pub mod workload;
 
-pub use command::{CheckArgs, parse_duration, run, run_to};
+pub use command::{CheckArgs, run, run_to};

@@ -27,6 +27,7 @@ use tokio::time::sleep;
 
 use crate::client::{Client, Item, ItemsPage, Reply, Target, problem_type};
 use crate::history::{Action, Header, HeldUp, History, Outcome, Record, RecordedItem};
+use crate::time::Clock;
 
 /// How often each kind of operation is invoked, as weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,24 +130,6 @@ impl FromStr for Mix {
             return Err("all weights are 0".to_owned());
         }
         Ok(mix)
-    }
-}
-
-/// The history's clock: monotonic, in nanoseconds since it was made.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Clock {
-    /// Nanoseconds since the clock was made.
-    #[must_use]
-    pub fn now(self) -> i64 {
-        i64::try_from(self.0.elapsed().as_nanos()).unwrap_or(i64::MAX)
     }
 }
 

@@ -11,7 +11,7 @@ use super::search::{self, Answer, Call, Event};
 use super::zones::{Cluster, Conflict, Rank, Register};
 use super::{Anomaly, Confirmation, Findings, JudgeError, Kind, Member, Role, Staleness};
 use crate::history::{Action, Key, Outcome, Value};
-use crate::report::duration;
+use crate::time::duration;
 
 /// A window has a handful of operations; no search in one takes a noticeable time.
 const SEARCH_LIMIT: Duration = Duration::from_secs(5);

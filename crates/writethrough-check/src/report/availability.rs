@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{millis, percent, quantile};
+use super::{percent, quantile};
 use crate::history::{History, Operation, Outcome};
+use crate::time::millis;
 
 /// How well one class of operations was answered.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -10,9 +10,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::availability::{Availability, by_start, measure_some};
-use super::duration;
 use crate::audit::Audit;
 use crate::history::{Action, Disturbance, History, Operation, Outcome};
+use crate::time::duration;
 
 /// The longest that a write may wait, so many nanoseconds.
 pub const LONGEST_WRITE: Duration = Duration::from_secs(3);

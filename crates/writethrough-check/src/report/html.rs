@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-use super::{Bucket, Summary, Verdict, bucket_name, duration};
+use super::{Bucket, Summary, Verdict, bucket_name};
 use crate::history::{Action, History, Operation, Outcome};
 use crate::judge::{Anomaly, Findings, Role};
+use crate::time::duration;
 
 /// Operations of the same item that are drawn around an anomaly, at most.
 const CONTEXT: usize = 24;

@@ -8,8 +8,6 @@ mod faults;
 mod html;
 mod text;
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 pub use self::availability::{Availability, Service, measure};
@@ -23,6 +21,7 @@ use crate::history::{Action, HeldUp, History, Outcome};
 use crate::judge::{
     Confirmation, Findings, JudgeError, Kind, Role, STALENESS_BUCKETS_MS, Staleness,
 };
+use crate::time::{millis, seconds};
 
 /// The three possible answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -356,31 +355,6 @@ pub(crate) fn quantile(sorted: &[i64], percent: usize) -> i64 {
     sorted.get(at).copied().unwrap_or(0)
 }
 
-pub(crate) fn millis(ns: i64) -> f64 {
-    (ns as f64 / 1_000.0).round() / 1_000.0
-}
-
-fn seconds(ns: i64) -> f64 {
-    Duration::from_nanos(u64::try_from(ns).unwrap_or(0)).as_secs_f64()
-}
-
-/// A time span for people: three digits and a unit.
-pub(crate) fn duration(ns: i64) -> String {
-    let ns = ns.max(0) as f64;
-    let (number, unit) = match ns {
-        _ if ns < 1e3 => (ns, "ns"),
-        _ if ns < 1e6 => (ns / 1e3, "us"),
-        _ if ns < 1e9 => (ns / 1e6, "ms"),
-        _ => (ns / 1e9, "s"),
-    };
-    let decimals = match number {
-        _ if unit == "ns" || number >= 99.95 => 0,
-        _ if number >= 9.995 => 1,
-        _ => 2,
-    };
-    format!("{number:.decimals$} {unit}")
-}
-
 /// The name of a histogram's bar.
 pub(crate) fn bucket_name(bucket: &Bucket) -> String {
     match bucket.below_ms {
@@ -402,20 +376,6 @@ pub(crate) fn anomalies(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_have_three_digits() {
-        for (ns, text) in [
-            (0, "0 ns"),
-            (999, "999 ns"),
-            (1_500, "1.50 us"),
-            (12_345_678, "12.3 ms"),
-            (450_000_000, "450 ms"),
-            (61_000_000_000, "61.0 s"),
-        ] {
-            assert_eq!(duration(ns), text);
-        }
-    }
 
     #[test]
     fn quantiles_of_few() {

@@ -2,9 +2,10 @@
 
 use std::fmt::{self, Write};
 
-use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, duration, percent};
+use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, percent};
 use crate::history::{Action, Outcome};
 use crate::judge::Role;
+use crate::time::duration;
 
 /// The summary as plain text, ending in a new line.
 #[must_use]

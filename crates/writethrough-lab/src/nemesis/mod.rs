@@ -28,7 +28,7 @@ pub use self::{
     fault::{Fault, Faults, Hold},
     schedule::{AT_ONCE, LONGEST_PAUSE, Plan, Planned, Span, schedule},
 };
-use writethrough_check::{history::Disturbance, workload::Clock};
+use writethrough_check::{history::Disturbance, time::Clock};
 
 /// What the nemesis did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

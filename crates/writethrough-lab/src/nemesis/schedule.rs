@@ -53,8 +53,8 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Self, String> {
         let (least, most) = text.split_once("..").unwrap_or((text, text));
         let span = Self {
-            least: writethrough_check::parse_duration(least)?,
-            most: writethrough_check::parse_duration(most)?,
+            least: writethrough_check::time::parse_duration(least)?,
+            most: writethrough_check::time::parse_duration(most)?,
         };
         if span.most < span.least || span.most > Duration::from_secs(60) {
             return Err("the second time must be the longer one, and at most 60s".to_owned());
