@@ -107,8 +107,9 @@ pub async fn audit<E>(
     read_table: impl AsyncFn() -> Result<Table, E>,
 ) -> Result<Audit, E> {
     let mut table = read_table().await?;
-    let mut open: BTreeSet<String> = (0..history.key_count() as u32)
-        .map(|key| history.key_name(crate::history::Key(key)).to_owned())
+    let mut open: BTreeSet<String> = history
+        .keys()
+        .map(|key| history.key_name(key).to_owned())
         .chain(table.keys().cloned())
         .collect();
     let mut audit = Audit {

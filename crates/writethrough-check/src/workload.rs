@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::client::{Client, Item, ItemsPage, Reply, Target, problem_type};
-use crate::history::{Action, Header, HeldUp, History, Outcome, Record, RecordedItem};
+use crate::history::{Action, Header, History, Outcome, Record, RecordedItem, Stall};
 use crate::time::Clock;
 
 /// How often each kind of operation is invoked, as weights.
@@ -321,7 +321,7 @@ pub async fn run_then(
 
 /// Measures by how much a short sleep is too long, and hands over each new longest time: for so
 /// long nothing ran on this thread, or none at all.
-async fn watch_for_hold_ups(clock: Clock, longest: impl Fn(HeldUp)) {
+async fn watch_for_hold_ups(clock: Clock, longest: impl Fn(Stall)) {
     let mut longest_ns = 0;
     loop {
         let due = clock.now() + TICK.as_nanos() as i64;
@@ -329,7 +329,7 @@ async fn watch_for_hold_ups(clock: Clock, longest: impl Fn(HeldUp)) {
         let length = clock.now() - due;
         if length > longest_ns {
             longest_ns = length;
-            longest(HeldUp { from: due, length });
+            longest(Stall { from: due, length });
         }
     }
 }
@@ -882,7 +882,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_is_held_up_is_noticed() {
-        let noticed = Arc::new(Mutex::new(HeldUp::default()));
+        let noticed = Arc::new(Mutex::new(Stall::default()));
         let longest = noticed.clone();
         let mut watching = JoinSet::new();
         watching.spawn(watch_for_hold_ups(Clock::default(), move |new| {

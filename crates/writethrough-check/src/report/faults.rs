@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::availability::{Availability, by_start, measure_some};
 use crate::audit::Audit;
-use crate::history::{Action, Disturbance, History, Operation, Outcome};
+use crate::history::{Action, FaultWindow, History, Operation, Outcome};
 use crate::time::duration;
 
 /// The longest that a write may wait, so many nanoseconds.
@@ -125,7 +125,7 @@ pub struct Circumstances {
 
 /// Whether an answer is owed to an operation.
 struct Debts<'a> {
-    faults: &'a [Disturbance],
+    faults: &'a [FaultWindow],
 }
 
 impl Debts<'_> {
@@ -256,7 +256,7 @@ fn broken(operations: &[&Operation], debts: &Debts<'_>, promises: &Promises) -> 
 }
 
 /// One operation, and the faults around it.
-fn describe(operation: &Operation, faults: &[Disturbance]) -> String {
+fn describe(operation: &Operation, faults: &[FaultWindow]) -> String {
     let around: Vec<String> = faults
         .iter()
         .filter(|fault| {
@@ -298,8 +298,8 @@ mod tests {
 
     const S: i64 = 1_000_000_000;
 
-    fn fault(fault: &str, from: i64, to: i64, down: &[u16], resets_writes: bool) -> Disturbance {
-        Disturbance {
+    fn fault(fault: &str, from: i64, to: i64, down: &[u16], resets_writes: bool) -> FaultWindow {
+        FaultWindow {
             fault: fault.to_owned(),
             target: None,
             from,

@@ -17,7 +17,7 @@ pub use self::faults::{
 };
 pub use self::html::page;
 pub use self::text::text;
-use crate::history::{Action, HeldUp, History, Outcome};
+use crate::history::{Action, History, Outcome, Stall};
 use crate::judge::{
     Confirmation, Findings, JudgeError, Kind, Role, STALENESS_BUCKETS_MS, Staleness,
 };
@@ -155,7 +155,7 @@ pub struct Summary {
     pub judged_s: f64,
     /// The longest time for which the judge itself was held up while it recorded, if it watched
     /// that.
-    pub held_up: Option<HeldUp>,
+    pub held_up: Option<Stall>,
     /// Anomalies by kind.
     pub anomalies: Vec<KindCount>,
     /// Items with an anomaly.

@@ -8,7 +8,7 @@
 //! | `audit` | each item as every node serves it, compared with what Postgres holds |
 //!
 //! The nemesis judges nothing, and no fault excuses an anomaly. It writes down when each fault was in force
-//! ([`Disturbance`]), so that the report can say how well the service answered meanwhile.
+//! ([`FaultWindow`]), so that the report can say how well the service answered meanwhile.
 
 mod audit;
 mod cluster;
@@ -28,13 +28,13 @@ pub use self::{
     fault::{Fault, Faults, Hold},
     schedule::{AT_ONCE, LONGEST_PAUSE, Plan, Planned, Span, schedule},
 };
-use writethrough_check::{history::Disturbance, time::Clock};
+use writethrough_check::{history::FaultWindow, time::Clock};
 
 /// What the nemesis did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Deeds {
     /// The faults, by their beginning.
-    pub faults: Vec<Disturbance>,
+    pub faults: Vec<FaultWindow>,
     /// Why a fault could not be caused or undone: the cluster, not the service, failed.
     pub errors: Vec<String>,
 }
@@ -93,7 +93,7 @@ async fn carry_out(
     planned: Planned,
     clock: Clock,
     mut stopped: watch::Receiver<bool>,
-) -> Option<Result<Disturbance, String>> {
+) -> Option<Result<FaultWindow, String>> {
     let ahead = u64::try_from(planned.at_ns - clock.now()).unwrap_or(0);
     if wait(Duration::from_nanos(ahead), &mut stopped).await {
         return None;
@@ -109,7 +109,7 @@ async fn carry_out(
     let down = planned.fault.takes_down(planned.node, cluster.nodes());
     Some(match inflicted {
         Err(error) => Err(format!("{planned}: {error}")),
-        Ok(()) => Ok(Disturbance {
+        Ok(()) => Ok(FaultWindow {
             fault: planned.fault.name().to_owned(),
             target: planned
                 .fault

@@ -26,207 +26,22 @@
 //! | `items` | list: the items of one page, each with `key`, `value`, `version`, `created` |
 //! | `window` | list: `[newer, older]`: the page holds *all* items that exist and were created strictly between these two times; `null` is an open side. Left out when the page promises nothing about what is missing from it |
 //!
-//! The header may list the faults that were in force (see [`Disturbance`]), and say for how long
-//! the generator itself was held up (see [`HeldUp`]).
+//! The header may list the faults that were in force (see [`FaultWindow`]), and the longest time
+//! for which the generator itself did not run (see [`Stall`]).
 //!
 //! This module knows nothing of HTTP and judges nothing.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+mod arena;
+mod format;
+
 use std::io::{self, BufRead, Write};
-use std::ops::Index;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use self::arena::Names;
 
-/// The value of the header's `history` field that this version writes and reads.
-pub const FORMAT: &str = "writethrough-check/1";
-
-/// What a process asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// Create an item; the service chooses its key.
-    Create,
-    /// Read one item.
-    Read,
-    /// Replace the value of one item.
-    Update,
-    /// Delete one item.
-    Delete,
-    /// Read one page of the collection, newest items first.
-    List,
-}
-
-impl Action {
-    /// Every action, in the order in which reports show them.
-    pub const ALL: [Self; 5] = [
-        Self::Read,
-        Self::List,
-        Self::Create,
-        Self::Update,
-        Self::Delete,
-    ];
-
-    /// The lower case name, as in the history format.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Read => "read",
-            Self::Update => "update",
-            Self::Delete => "delete",
-            Self::List => "list",
-        }
-    }
-
-    /// Whether the action changes an item.
-    #[must_use]
-    pub fn is_write(self) -> bool {
-        matches!(self, Self::Create | Self::Update | Self::Delete)
-    }
-}
-
-/// What a process learnt about the effect of its operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// Acknowledged: it took effect between its start and its end.
-    Ok,
-    /// The item did not exist at some moment between start and end.
-    Absent,
-    /// It may have taken effect at any time after its start, or never will.
-    Unknown,
-    /// It certainly had no effect. For a read: it returned nothing.
-    Failed,
-}
-
-/// One item on a page, as it is recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedItem<'a> {
-    /// The item's id.
-    #[serde(borrow)]
-    pub key: Cow<'a, str>,
-    /// The value shown.
-    #[serde(borrow)]
-    pub value: Cow<'a, str>,
-    /// The version shown, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<u64>,
-    /// Creation time as the service states it, in nanoseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<i64>,
-}
-
-/// One operation, as it is recorded: a line of the history format.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record<'a> {
-    /// Number of the process that invoked it.
-    pub process: u32,
-    /// What was asked for.
-    #[serde(rename = "op")]
-    pub action: Action,
-    /// The item's id.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<Cow<'a, str>>,
-    /// The value written or read.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub value: Option<Cow<'a, str>>,
-    /// The version that the answer carried.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<u64>,
-    /// Creation time as the service states it, in nanoseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub created: Option<i64>,
-    /// Invocation, in nanoseconds of the history's clock.
-    pub start: i64,
-    /// Completion, or the moment the process gave up, in nanoseconds of the history's clock.
-    pub end: i64,
-    /// What is known about the effect.
-    pub outcome: Outcome,
-    /// HTTP status, 0 when there was none.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub status: u16,
-    /// Index into the header's targets.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub target: u16,
-    /// List: the two creation times between which the page is complete.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub window: Option<(Option<i64>, Option<i64>)>,
-    /// List: the page's items.
-    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
-    pub items: Vec<RecordedItem<'a>>,
-}
-
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_zero(number: &u16) -> bool {
-    *number == 0
-}
-
-/// Where a history comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    /// The name of the format, [`FORMAT`].
-    pub history: String,
-    /// The generator's seed, if a generator made it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
-    /// The services that were addressed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub targets: Vec<String>,
-    /// Fixtures: the kind of anomaly that the judge must find; empty when it must find none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expect: Option<String>,
-    /// Anything a person wants to know about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-    /// The faults that somebody caused meanwhile, by their beginning.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub faults: Vec<Disturbance>,
-    /// The longest time for which the recording program itself was held up, if it watched that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_up: Option<HeldUp>,
-}
-
-/// A stretch of time in which the program that made the history did not run: its clients, and what
-/// it keeps between a service and its servers, seem as slow as that to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldUp {
-    /// When it began, in nanoseconds of the history's clock.
-    pub from: i64,
-    /// How long it took, in nanoseconds.
-    pub length: i64,
-}
-
-/// A stretch of time in which a fault was in force.
-///
-/// The judge does not look at it: a fault excuses no anomaly. It says what may be expected of the
-/// answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disturbance {
-    /// The kind of fault.
-    pub fault: String,
-    /// The target that it concerned, as an index into the header's targets; none when it concerned
-    /// all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<u16>,
-    /// When it began, in nanoseconds of the history's clock.
-    pub from: i64,
-    /// When all of it had been undone.
-    pub to: i64,
-    /// Targets that could not be expected to answer: down themselves, or out of reach of their
-    /// database.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub down: Vec<u16>,
-    /// Whether connections to the database were reset, so that a write under way could be left
-    /// unanswered.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub resets_writes: bool,
-}
+pub use self::arena::Chunks;
+pub use self::format::{
+    Action, FORMAT, FaultWindow, Header, Outcome, Record, RecordedItem, Stall, Window,
+};
 
 /// An item's id, interned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -270,7 +85,7 @@ pub struct Operation {
 pub struct Page {
     /// The two creation times (newer, older) strictly between which the page is complete, if it
     /// promises that.
-    pub window: Option<(Option<i64>, Option<i64>)>,
+    pub window: Option<Window>,
     first: u32,
     count: u32,
 }
@@ -304,91 +119,6 @@ pub enum HistoryError {
     },
 }
 
-/// A list that never moves what it holds: to add to it takes the same short time however long it
-/// is.
-///
-/// All processes, and the links of a cluster, share the threads on which a history is recorded. A
-/// `Vec` of some million entries that moves to make room would hold them all up for seconds.
-#[derive(Clone, Debug)]
-pub struct Chunks<T>(Vec<Vec<T>>);
-
-/// Items in a chunk.
-const CHUNK: usize = 1 << 14;
-
-impl<T> Default for Chunks<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<T> Chunks<T> {
-    fn push(&mut self, item: T) {
-        match self.0.last_mut() {
-            Some(last) if last.len() < CHUNK => last.push(item),
-            _ => self.0.push(vec![item]),
-        }
-    }
-
-    /// How many items there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        let last = self.0.last().map_or(0, Vec::len);
-        self.0.len().saturating_sub(1) * CHUNK + last
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The items, in the order in which they were added.
-    pub fn iter(&self) -> std::iter::Flatten<std::slice::Iter<'_, Vec<T>>> {
-        self.0.iter().flatten()
-    }
-}
-
-impl<T> Index<usize> for Chunks<T> {
-    type Output = T;
-
-    fn index(&self, index: usize) -> &T {
-        &self.0[index / CHUNK][index % CHUNK]
-    }
-}
-
-impl<'a, T> IntoIterator for &'a Chunks<T> {
-    type Item = &'a T;
-    type IntoIter = std::iter::Flatten<std::slice::Iter<'a, Vec<T>>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-/// Maps that share the names, so that it takes little time when one of them grows.
-const MAPS: usize = 32;
-
-#[derive(Clone, Debug, Default)]
-struct Names {
-    hasher: RandomState,
-    numbers: [HashMap<Arc<str>, u32>; MAPS],
-    names: Chunks<Arc<str>>,
-}
-
-impl Names {
-    fn intern(&mut self, name: &str) -> u32 {
-        let numbers = &mut self.numbers[self.hasher.hash_one(name) as usize % MAPS];
-        if let Some(&number) = numbers.get(name) {
-            return number;
-        }
-        let number = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
-        let name: Arc<str> = name.into();
-        self.names.push(name.clone());
-        numbers.insert(name, number);
-        number
-    }
-}
-
 /// A set of operations with their real-time order.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -402,7 +132,7 @@ pub struct History {
 }
 
 impl History {
-    /// An empty history.
+    /// Makes an empty history.
     #[must_use]
     pub fn new(header: Header) -> Self {
         Self {
@@ -414,52 +144,57 @@ impl History {
         }
     }
 
-    /// The operations, in the order in which they were added.
+    /// Returns the operations in the order in which they were added.
     #[must_use]
     pub fn operations(&self) -> &Chunks<Operation> {
         &self.operations
     }
 
-    /// The items of a page.
+    /// Iterates over the items of a page.
     pub fn entries(&self, page: Page) -> impl Iterator<Item = &Entry> {
         (page.first..page.first + page.count).map(|entry| &self.entries[entry as usize])
     }
 
-    /// The page of a list operation that returned one.
+    /// Returns the page of a list operation that was answered.
     #[must_use]
     pub fn page(&self, operation: &Operation) -> Option<Page> {
         operation.page.map(|page| self.pages[page as usize])
     }
 
-    /// Number of different keys.
+    /// Iterates over the keys, in the order in which they were first recorded.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + use<> {
+        (0..self.keys.len() as u32).map(Key)
+    }
+
+    /// Returns the number of different keys.
     #[must_use]
     pub fn key_count(&self) -> usize {
-        self.keys.names.len()
+        self.keys.len()
     }
 
-    /// Number of different values.
+    /// Returns the number of different values.
     #[must_use]
     pub fn value_count(&self) -> usize {
-        self.values.names.len()
+        self.values.len()
     }
 
-    /// The name of a key.
+    /// Returns the name of a key.
     #[must_use]
     pub fn key_name(&self, key: Key) -> &str {
-        &self.keys.names[key.0 as usize]
+        self.keys.get(key.0)
     }
 
-    /// The text of a value.
+    /// Returns the text of a value.
     #[must_use]
     pub fn value_name(&self, value: Value) -> &str {
-        &self.values.names[value.0 as usize]
+        self.values.get(value.0)
     }
 
     /// Adds one operation.
     ///
     /// # Errors
     ///
-    /// Says what is missing when the record contradicts the format.
+    /// Fails when the record contradicts the format, and says how.
     pub fn push(&mut self, record: &Record<'_>) -> Result<(), String> {
         if record.end < record.start {
             return Err("it ends before it starts".to_owned());
@@ -529,7 +264,7 @@ impl History {
         Ok(())
     }
 
-    /// The recorded form of an operation.
+    /// Returns an operation in its recorded form.
     #[must_use]
     pub fn record(&self, operation: &Operation) -> Record<'_> {
         let page = self.page(operation);
@@ -563,7 +298,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// Names the first line that the format does not allow.
+    /// Fails at the first line that the format does not allow, and names it.
     pub fn read(mut from: impl BufRead) -> Result<Self, HistoryError> {
         let mut history = Self::new(Header::default());
         let mut text = String::new();
@@ -601,7 +336,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// When the writer fails.
+    /// Fails when the writer fails.
     pub fn write(&self, mut to: impl Write) -> io::Result<()> {
         serde_json::to_writer(&mut to, &self.header)?;
         to.write_all(b"\n")?;
@@ -664,22 +399,6 @@ mod tests {
         let mut written = Vec::new();
         history.write(&mut written).unwrap();
         assert_eq!(String::from_utf8(written).unwrap(), LINES);
-    }
-
-    #[test]
-    fn chunks_keep_order_and_positions() {
-        let mut chunks = Chunks::default();
-        assert!(chunks.is_empty());
-        let count = 2 * CHUNK + 3;
-        for number in 0..count {
-            assert_eq!(chunks.len(), number);
-            chunks.push(number);
-        }
-        assert!(chunks.iter().copied().eq(0..count));
-        assert!((0..count).all(|number| chunks[number] == number));
-        let first = &raw const chunks[0];
-        (0..CHUNK).for_each(|_| chunks.push(0));
-        assert_eq!(first, &raw const chunks[0], "it has moved");
     }
 
     #[test]
