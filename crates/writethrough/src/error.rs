@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use writethrough_protocol::Epoch;
 
+use crate::key::WriteSet;
 use crate::runtime::NoRuntime;
 use crate::settings::InvalidSettings;
 
@@ -33,10 +34,7 @@ pub enum Unavailable {
     #[error("too many writes of the same value or collection are under way")]
     Busy,
     /// The write names more than [`crate::WriteSet::MAX`] values and collections.
-    #[error(
-        "a write may change at most {} values and collections",
-        crate::WriteSet::MAX
-    )]
+    #[error("a write may change at most {} values and collections", WriteSet::MAX)]
     TooManyKeys,
     /// A background task of the engine has ended, with its runtime or by a panic; see
     /// [`crate::Status::ended`].

@@ -86,7 +86,9 @@
 
 #![forbid(unsafe_code)]
 
+mod announce;
 mod clock;
+mod engine;
 mod error;
 mod key;
 mod lateness;

@@ -15,14 +15,13 @@ use writethrough_protocol::{Epoch, KeyState, Payload, ReadPermit, Token};
 
 use crate::cache::Session;
 use crate::clock;
+use crate::engine::{Engine, new_token};
 use crate::error::ReadError;
 use crate::key::{Collection, Key};
 use crate::loads::{Follower, Leader, Role, Shared, Turn};
-use crate::runtime::within;
 use crate::settings::Consistency;
 use crate::span::cache_span;
 use crate::value::{CacheValue, DecodeError};
-use crate::write_through::{Engine, WriteThrough, new_token};
 
 /// Longest pause between two looks at another process's lease.
 const MAX_PAUSE: Duration = Duration::from_millis(32);
@@ -71,7 +70,7 @@ impl Stopwatch {
 
 /// What a read asks for.
 #[derive(Clone, Copy)]
-enum Place<'a> {
+pub(crate) enum Place<'a> {
     Value(&'a Key),
     Page(&'a Collection, &'a str),
 }
@@ -295,67 +294,6 @@ impl Fill {
     }
 }
 
-impl WriteThrough {
-    /// Reads one value: from the cache when it may be believed, else by `load`, which must read
-    /// the store's primary and is called at most once. Of the reads of one key in this process that
-    /// find nothing one loads and the others share what it got; for how long a load may take, see
-    /// [`crate::Settings::load_timeout`].
-    ///
-    /// # Errors
-    ///
-    /// [`ReadError::Load`] is the error of `load`. The others say that the store is too slow or asked
-    /// too much. A cache that is down, slow or wrong is never an error.
-    ///
-    /// # Cancellation
-    ///
-    /// Dropped at any point it leaves nothing stale: a fill lease it holds is broken (or lapses,
-    /// when the process dies), and readers that share its load look again.
-    ///
-    /// # Runtime
-    ///
-    /// Any executor may poll it. A hit needs an engine whose runtime is driven all the time, see
-    /// [`crate`].
-    ///
-    /// # Consistency
-    ///
-    /// Linearizable in strict mode, as [`crate`] describes.
-    pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, ReadError<E>>
-    where
-        V: CacheValue,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<Option<V>, E>> + Send,
-    {
-        let read = pin!(self.engine.read(Place::Value(key), load));
-        within(&self.engine.runtime, read).await
-    }
-
-    /// Reads one page of a collection; `query` names the page among the collection's pages. As
-    /// [`WriteThrough::read`] in every other respect.
-    ///
-    /// # Errors
-    ///
-    /// As for [`WriteThrough::read`].
-    ///
-    /// # Cancellation
-    ///
-    /// As for [`WriteThrough::read`].
-    pub async fn read_page<V, E, L, F>(
-        &self,
-        collection: &Collection,
-        query: &str,
-        load: L,
-    ) -> Result<Read<V>, ReadError<E>>
-    where
-        V: CacheValue,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<V, E>> + Send,
-    {
-        let load = || async { load().await.map(Some) };
-        let read = pin!(self.engine.read(Place::Page(collection, query), load));
-        within(&self.engine.runtime, read).await
-    }
-}
-
 impl Engine {
     async fn look_for(&self, place: Place<'_>, watch: &mut Stopwatch) -> Looked {
         match place {
@@ -400,7 +338,11 @@ impl Engine {
     }
 
     /// Looks, loads if the cache had no answer, fills if it may, counts.
-    async fn read<V, E, L, F>(&self, place: Place<'_>, load: L) -> Result<Read<V>, ReadError<E>>
+    pub(crate) async fn read<V, E, L, F>(
+        &self,
+        place: Place<'_>,
+        load: L,
+    ) -> Result<Read<V>, ReadError<E>>
     where
         V: CacheValue,
         L: FnOnce() -> F,

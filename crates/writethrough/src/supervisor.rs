@@ -10,10 +10,10 @@ use writethrough_protocol::{Astray, Epoch, Mode, Node, Proposal, ReadPermit, Ser
 
 use crate::cache::memory::IN_PROCESS;
 use crate::clock;
+use crate::engine::{Engine, Proposed};
 use crate::error::FenceError;
 use crate::key::suffix;
 use crate::settings::Consistency;
-use crate::write_through::{Engine, Proposed};
 
 /// The bound of one proposal, beyond the short lock wait of the fence itself.
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);

@@ -8,13 +8,15 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 use writethrough_protocol::write::{
-    AfterBegin, AfterEnd, AfterWrite, Outcome, after_begin, after_end, after_write, keeps_value,
+    AfterBegin, AfterEnd, AfterWrite, Outcome, after_begin, after_end, after_write,
 };
-use writethrough_protocol::{Epoch, Mode, Token, WritePermit};
+use writethrough_protocol::{Epoch, Mode, WritePermit};
 
-use crate::cache::{End, Session};
+use crate::announce::Announced;
+use crate::cache::Session;
 use crate::clock;
-use crate::error::{CacheError, OpError, Unavailable, WriteError};
+use crate::engine::Engine;
+use crate::error::{OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::key::{Key, WriteSet};
 use crate::runtime;
@@ -24,7 +26,41 @@ use crate::stats::Counter;
 use crate::supervisor;
 use crate::turns::Held;
 use crate::value::CacheValue;
-use crate::write_through::{Engine, WriteThrough, new_token};
+
+/// How long a write waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(1);
+
+/// What a write may do now.
+enum Permit {
+    Cached(Epoch, Arc<str>, Arc<dyn Session>),
+    Bypass(Epoch),
+    /// The cache of this epoch cannot be reached from here: end the epoch first.
+    Leave(Epoch),
+}
+
+/// How an operation has ended.
+enum Ran<T, E> {
+    /// It has committed.
+    Committed(Commit<T>),
+    /// It had no effect, for a reason of its own.
+    NoEffect(E),
+    /// The guard refused it: the epoch is over.
+    Fenced,
+    /// It may have committed; with its error when there was one in time.
+    Unknown(Option<E>),
+}
+
+impl<T, E> Ran<T, E> {
+    /// What the protocol needs to know of it.
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Committed(_) => Outcome::Committed,
+            Self::NoEffect(_) => Outcome::NoEffect,
+            Self::Fenced => Outcome::Fenced,
+            Self::Unknown(_) => Outcome::Unknown,
+        }
+    }
+}
 
 /// What a committed operation hands to the engine: its output, and the new values to cache.
 #[derive(Debug)]
@@ -112,96 +148,10 @@ impl Drop for UnderWay {
     }
 }
 
-/// The cache keys of one write inside one epoch.
-struct Announced {
-    keys: Vec<(String, Option<Key>)>,
-    token: Token,
-    epoch: Epoch,
-    session: Arc<dyn Session>,
-    begun: Instant,
-    /// The announcement was sent a second time on another connection.
-    begun_again: bool,
-}
-
-/// How often a command of a write is tried in all: a quarter of a second each, and the write has
-/// a deadline.
-const MAX_TRIES: usize = 8;
-
-/// How much longer a write waits for a connection on a node that is late itself.
-const MAX_LATE: Duration = Duration::from_secs(4);
-
-/// How long a write waits for its turn.
-const TURN_WAIT: Duration = Duration::from_secs(1);
-
-/// A cache command of a write.
-enum Step<'a> {
-    Begin(&'a [String]),
-    End(&'a [End]),
-}
-
-impl Step<'_> {
-    async fn run(
-        &self,
-        engine: &Engine,
-        session: &dyn Session,
-        token: Token,
-    ) -> Result<(), CacheError> {
-        let result = match self {
-            Self::Begin(keys) => session.begin(keys, token, engine.settings.intent).await,
-            Self::End(ends) => session.end(ends, token).await,
-        };
-        if let Err(error) = &result {
-            let what = match self {
-                Self::Begin(_) => "announcing a write",
-                Self::End(_) => "ending a write",
-            };
-            engine.cache_failed(what, error);
-        }
-        result
-    }
-}
-
-impl WriteThrough {
-    /// Writes: announces the write in the cache, runs `op`, stores the new values in the cache and
-    /// acknowledges. `op` writes to the store guarded by the [`Guard`] it is given, in one
-    /// transaction, and is run again under a new guard when it reports [`OpError::Fenced`].
-    ///
-    /// The value that is cached must be what the transaction leaves behind. `RETURNING` answers before
-    /// `AFTER` triggers run: if one of them changes the row again, read it again at the end of the same
-    /// transaction, or cache nothing.
-    ///
-    /// A write that `op` refuses leaves its keys empty, as its announcement has taken the place of their
-    /// values: the next read of each loads.
-    ///
-    /// # Errors
-    ///
-    /// [`WriteError::Rejected`] when `op` refused; [`WriteError::Unavailable`] when the write was
-    /// never started; [`WriteError::Indeterminate`] when it may have been made.
-    ///
-    /// # Cancellation
-    ///
-    /// The write runs on a task of its own: dropping this future gives up its answer, not the
-    /// write. When the whole process dies half-way, the write's intents keep every reader on the
-    /// store until they lapse ([`crate::Settings::intent`]). So they do when the runtime ends, see
-    /// below, or `op` panics.
-    ///
-    /// # Runtime
-    ///
-    /// The task belongs to the tokio runtime that polls this first or, when another executor polls
-    /// it, to the engine's. It runs to its end unless that runtime ends before or is no longer driven;
-    /// such an end is logged and counted ([`crate::Stats::abandoned_writes`]).
-    ///
-    /// # Consistency
-    ///
-    /// When this returns `Ok`, no read that starts afterwards, on any node, sees anything older.
-    ///
-    /// A value under a key that is not in `set` is not cached, and an `op` that reports a commit without
-    /// having asked for [`Guard::parameter`] (where the database checks it) was not guarded. Both are
-    /// faults of the program: the write stands, and is acknowledged once the epoch is over, because the
-    /// cache may hold something stale ([`crate::Stats::unannounced_writes`],
-    /// [`crate::Stats::unguarded_writes`]).
-    pub async fn write<T, E, Op, F>(
-        &self,
+impl Engine {
+    /// Runs a write on a task of its own, and counts it.
+    pub(crate) async fn write<T, E, Op, F>(
+        self: &Arc<Self>,
         set: WriteSet,
         op: Op,
     ) -> Result<Written<T>, WriteError<E>>
@@ -212,11 +162,11 @@ impl WriteThrough {
         E: Send + 'static,
     {
         // Counted before the check, so that shutdown either sees this write or stops it here.
-        let mut under_way = UnderWay::new(self.engine.clone());
-        if *self.engine.stopping.borrow() {
+        let mut under_way = UnderWay::new(self.clone());
+        if *self.stopping.borrow() {
             return Err(WriteError::Unavailable(Unavailable::ShuttingDown));
         }
-        self.engine.still_alive()?;
+        self.still_alive()?;
         let set = set.distinct();
         if set.len() > WriteSet::MAX {
             return Err(WriteError::Unavailable(Unavailable::TooManyKeys));
@@ -237,16 +187,14 @@ impl WriteThrough {
             under_way.finish();
             result
         };
-        let runtime = runtime::current().unwrap_or_else(|_| self.engine.runtime.clone());
+        let runtime = runtime::current().unwrap_or_else(|_| self.runtime.clone());
         match runtime.spawn(write.in_current_span()).await {
             Ok(result) => result,
             // The operation panicked, or the runtime is shutting down.
             Err(_) => Err(WriteError::Indeterminate(None)),
         }
     }
-}
 
-impl Engine {
     async fn write_strictly<T, E, Op, F>(
         &self,
         set: WriteSet,
@@ -287,7 +235,7 @@ impl Engine {
                         }
                     }
                     let started = Instant::now();
-                    let announced = self.announce(&set, epoch, &suffix, session).await;
+                    let announced = Announced::place(self, &set, epoch, &suffix, session).await;
                     cache_time += started.elapsed();
                     match (after_begin(announced.is_ok()), announced) {
                         (AfterBegin::Write, announced) => (epoch, announced.ok()),
@@ -303,72 +251,82 @@ impl Engine {
                     }
                 }
             };
-            let ((outcome, mut result), guarded) = match self.fence.enter(epoch).await {
-                Err(_) => ((Outcome::Fenced, None), true),
+            let (ran, guarded) = match self.fence.enter(epoch).await {
+                Err(_) => (Ran::Fenced, true),
                 Ok(guard) => {
                     let witness = guard.witness();
                     (self.run(op(guard)).await, witness.guarded())
                 }
             };
-            match after_write(outcome) {
-                AfterWrite::End => {
-                    let Some(Ok(mut commit)) = result.take() else {
-                        return Err(WriteError::Indeterminate(None));
-                    };
-                    let misuse = self.misuse(&set, &mut commit.values, guarded);
-                    if let Some(announced) = announced {
-                        let started = Instant::now();
-                        let ended = self.end(&announced, commit.values).await;
-                        cache_time += started.elapsed();
-                        let announced_for = announced.begun.elapsed();
-                        if after_end(ended.is_ok(), announced_for, self.settings.intent)
-                            == AfterEnd::ProposeBypass
-                        {
-                            let reason = match ended {
-                                Err(error) => format!("a write could not be ended: {error}"),
-                                Ok(()) => format!(
-                                    "a write took {announced_for:?}, longer than its announcement lasts"
-                                ),
-                            };
-                            if !self.leave_and_settle(epoch, reason, deadline).await {
-                                return Err(WriteError::Indeterminate(None));
-                            }
-                        }
-                    }
-                    if let Some(reason) = misuse
-                        && !self.leave_all(epoch, guarded, reason, deadline).await
-                    {
-                        return Err(WriteError::Indeterminate(None));
-                    }
+            let announced = match (after_write(ran.outcome()), announced) {
+                (AfterWrite::Withdraw | AfterWrite::Restart, Some(announced)) => {
+                    announced.withdraw(self).await;
+                    None
+                }
+                (_, announced) => announced,
+            };
+            match ran {
+                Ran::Committed(commit) => {
+                    let ended = self
+                        .end(&set, epoch, announced, commit.values, guarded, deadline)
+                        .await;
                     return Ok(Written {
                         output: commit.output,
-                        cache_time,
+                        cache_time: cache_time + ended.ok_or(WriteError::Indeterminate(None))?,
                         epoch: epoch.0,
                     });
                 }
-                AfterWrite::Withdraw => {
-                    if let Some(announced) = announced {
-                        self.withdraw(announced).await;
-                    }
-                    return match result {
-                        Some(Err(error)) => Err(WriteError::Rejected(error)),
-                        _ => Err(WriteError::Indeterminate(None)),
-                    };
-                }
-                AfterWrite::Restart => {
-                    if let Some(announced) = announced {
-                        self.withdraw(announced).await;
-                    }
+                Ran::NoEffect(error) => return Err(WriteError::Rejected(error)),
+                Ran::Fenced => {
                     self.poll_now.notify_one();
                     if !self.wait_until(deadline, |number| number > epoch).await {
                         return Err(self.no_epoch());
                     }
                 }
-                AfterWrite::LeaveIntents => {
-                    return Err(WriteError::Indeterminate(result.and_then(Result::err)));
+                Ran::Unknown(error) => return Err(WriteError::Indeterminate(error)),
+            }
+        }
+    }
+
+    /// Ends a committed write: replaces its intents by its values, or, if that fails, ends its epoch.
+    /// Returns the time spent
+    /// waiting for the cache, or `None` when neither could be done in time.
+    async fn end(
+        &self,
+        set: &WriteSet,
+        epoch: Epoch,
+        announced: Option<Announced>,
+        mut values: HashMap<Key, Option<Bytes>>,
+        guarded: bool,
+        deadline: Instant,
+    ) -> Option<Duration> {
+        let misuse = self.misuse(set, &mut values, guarded);
+        let mut cache_time = Duration::ZERO;
+        if let Some(announced) = announced {
+            let started = Instant::now();
+            let ended = announced.end(self, values).await;
+            cache_time = started.elapsed();
+            let announced_for = announced.age();
+            if after_end(ended.is_ok(), announced_for, self.settings.intent)
+                == AfterEnd::ProposeBypass
+            {
+                let reason = match ended {
+                    Err(error) => format!("a write could not be ended: {error}"),
+                    Ok(()) => format!(
+                        "a write took {announced_for:?}, longer than its announcement lasts"
+                    ),
+                };
+                if !self.leave_and_settle(epoch, reason, deadline).await {
+                    return None;
                 }
             }
         }
+        if let Some(reason) = misuse
+            && !self.leave_all(epoch, guarded, reason, deadline).await
+        {
+            return None;
+        }
+        Some(cache_time)
     }
 
     /// Why no epoch could be had in time.
@@ -390,13 +348,13 @@ impl Engine {
     async fn run<T, E>(
         &self,
         op: impl Future<Output = Result<Commit<T>, OpError<E>>>,
-    ) -> (Outcome, Option<Result<Commit<T>, E>>) {
+    ) -> Ran<T, E> {
         match timeout(self.settings.write_timeout, op).await {
-            Ok(Ok(commit)) => (Outcome::Committed, Some(Ok(commit))),
-            Ok(Err(OpError::Fenced)) => (Outcome::Fenced, None),
-            Ok(Err(OpError::Rejected(error))) => (Outcome::NoEffect, Some(Err(error))),
-            Ok(Err(OpError::Unknown(error))) => (Outcome::Unknown, Some(Err(error))),
-            Err(_) => (Outcome::Unknown, None),
+            Ok(Ok(commit)) => Ran::Committed(commit),
+            Ok(Err(OpError::Fenced)) => Ran::Fenced,
+            Ok(Err(OpError::Rejected(error))) => Ran::NoEffect(error),
+            Ok(Err(OpError::Unknown(error))) => Ran::Unknown(Some(error)),
+            Err(_) => Ran::Unknown(None),
         }
     }
 
@@ -435,15 +393,6 @@ impl Engine {
             // Whether it changed or the time came: look again.
             let _ = timeout_at(wake.min(deadline), changed.changed()).await;
         }
-    }
-
-    /// Whether a connection did not come back within its grace, which ended at `until`, on a node that
-    /// was on time itself lately: a late one may not have got round to its own connection, and waits
-    /// longer, but not for ever.
-    fn waited_in_vain(&self, until: Instant) -> bool {
-        let now = Instant::now();
-        let late = self.lateness.within(self.settings.reconnect_grace);
-        now >= until + MAX_LATE || (now >= until && !late)
     }
 
     /// Waits until the newest epoch seen passes the test.
@@ -587,190 +536,6 @@ impl Engine {
         }
     }
 
-    /// Places the intent on every key; an error when it could not be placed on all of them.
-    async fn announce(
-        &self,
-        set: &WriteSet,
-        epoch: Epoch,
-        suffix: &str,
-        session: Arc<dyn Session>,
-    ) -> Result<Announced, CacheError> {
-        let values = set
-            .keys
-            .iter()
-            .map(|key| (key.in_epoch(suffix), Some(key.clone())));
-        let stamps = set
-            .collections
-            .iter()
-            .map(|collection| (collection.in_epoch(suffix), None));
-        let mut announced = Announced {
-            keys: values.chain(stamps).collect(),
-            token: new_token(),
-            epoch,
-            session,
-            begun: Instant::now(),
-            begun_again: false,
-        };
-        let names: Vec<String> = announced
-            .keys
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect();
-        let first = names.first().cloned().unwrap_or_default();
-        let span = cache_span!(
-            "redis_intent",
-            "EVALSHA",
-            announced.session,
-            first,
-            Some(epoch)
-        );
-        let session = self
-            .twice(Step::Begin(&names), &announced)
-            .instrument(span)
-            .await?;
-        self.counters.intents.add(names.len() as u64);
-        announced.begun_again = !Arc::ptr_eq(&session, &announced.session);
-        announced.session = session;
-        Ok(announced)
-    }
-
-    async fn end(
-        &self,
-        announced: &Announced,
-        mut values: HashMap<Key, Option<Bytes>>,
-    ) -> Result<(), CacheError> {
-        let mut keeps = false;
-        let ends: Vec<End> = announced
-            .keys
-            .iter()
-            .map(|(name, key)| {
-                let value = key
-                    .as_ref()
-                    .filter(|_| keeps_value(announced.begun_again))
-                    .and_then(|key| self.kept(key.as_str(), values.remove(key)?))
-                    .map(Some);
-                keeps |= value.is_some();
-                let ttl = self.jittered(self.settings.ttl);
-                End {
-                    key: name.clone(),
-                    value,
-                    ttl,
-                }
-            })
-            .collect();
-        let (session, epoch) = (&announced.session, Some(announced.epoch));
-        let first = announced.keys.first().map_or("", |(name, _)| name.as_str());
-        let span = if keeps {
-            cache_span!("redis_set", "EVALSHA", session, first, epoch)
-        } else {
-            cache_span!("redis_del", "EVALSHA", session, first, epoch)
-        };
-        self.twice(Step::End(&ends), announced)
-            .instrument(span)
-            .await
-            .map(drop)
-    }
-
-    /// The value that a write leaves in the cache under the key of this name, if it may be kept.
-    fn kept(&self, name: &str, value: Option<Bytes>) -> Option<Bytes> {
-        let Some(bytes) = value else {
-            self.counters.declined.add(1);
-            return None;
-        };
-        self.fits(name, bytes.len(), self.settings.max_value_bytes)
-            .then_some(bytes)
-    }
-
-    /// Takes the intents of a write without effect away. If that fails they lapse.
-    async fn withdraw(&self, announced: Announced) {
-        let ends: Vec<End> = announced
-            .keys
-            .iter()
-            .map(|(name, _)| End {
-                key: name.clone(),
-                value: None,
-                ttl: Duration::ZERO,
-            })
-            .collect();
-        let first = announced.keys.first().map_or("", |(name, _)| name.as_str());
-        let (session, epoch) = (&announced.session, Some(announced.epoch));
-        let span = cache_span!("redis_del", "EVALSHA", session, first, epoch);
-        if let Err(error) = session.end(&ends, announced.token).instrument(span).await {
-            self.cache_failed("withdrawing a write", &error);
-        }
-    }
-
-    /// Tries a command of a write, and once more with the same token when it failed: on the same
-    /// connection, or on its successor if that is to the same server. A try that got no answer while
-    /// this process was late itself says nothing about the cache and does not count. Returns the
-    /// session on which it succeeded.
-    async fn twice(
-        &self,
-        step: Step<'_>,
-        announced: &Announced,
-    ) -> Result<Arc<dyn Session>, CacheError> {
-        let mut session = announced.session.clone();
-        let mut failed = 0;
-        for _ in 0..MAX_TRIES {
-            let started = Instant::now();
-            let error = match step.run(self, &*session, announced.token).await {
-                Ok(()) => return Ok(session),
-                Err(error) => error,
-            };
-            let timed_out = matches!(error, CacheError::Timeout(_));
-            if timed_out && self.lateness.since(started) {
-                self.counters.late_timeouts.add(1);
-                continue;
-            }
-            failed += 1;
-            if failed == 2 {
-                return Err(error);
-            }
-            match error {
-                CacheError::Timeout(_) => {}
-                CacheError::Command(_) => return Err(error),
-                CacheError::Connection(_) => {
-                    session = self.reconnected(announced).await.ok_or(error)?;
-                }
-            }
-        }
-        Err(CacheError::Connection(
-            "this node was too late itself to hear the answers".into(),
-        ))
-    }
-
-    /// A new session to the server of the write's epoch, if there is one within the grace.
-    async fn reconnected(&self, announced: &Announced) -> Option<Arc<dyn Session>> {
-        let give_up = Instant::now() + self.settings.reconnect_grace;
-        let mut changed = self.changed.subscribe();
-        loop {
-            changed.borrow_and_update();
-            {
-                let view = self.view();
-                let same_epoch = view.node.row().is_some_and(|row| {
-                    row.number == announced.epoch
-                        && row.mode == Mode::Cached(announced.session.server().clone())
-                });
-                match &view.session {
-                    _ if !same_epoch => return None,
-                    Some(session)
-                        if session.server() == announced.session.server()
-                            && !Arc::ptr_eq(session, &announced.session) =>
-                    {
-                        return Some(session.clone());
-                    }
-                    _ => {}
-                }
-            }
-            let look_again = give_up.max(Instant::now() + self.settings.reconnect_grace / 4);
-            if timeout_at(look_again, changed.changed()).await.is_err()
-                && self.waited_in_vain(give_up)
-            {
-                return None;
-            }
-        }
-    }
-
     async fn write_by_the_textbook<T, E, Op, F>(
         &self,
         set: WriteSet,
@@ -832,17 +597,11 @@ impl Engine {
         F: Future<Output = Result<Commit<T>, OpError<E>>>,
     {
         match self.run(op(Guard::none())).await {
-            (Outcome::Committed, Some(Ok(commit))) => Ok(commit),
-            (Outcome::NoEffect, Some(Err(error))) => Err(WriteError::Rejected(error)),
-            (_, result) => Err(WriteError::Indeterminate(result.and_then(Result::err))),
+            Ran::Committed(commit) => Ok(commit),
+            Ran::NoEffect(error) => Err(WriteError::Rejected(error)),
+            // Without an epoch there is nothing to be fenced by.
+            Ran::Fenced => Err(WriteError::Indeterminate(None)),
+            Ran::Unknown(error) => Err(WriteError::Indeterminate(error)),
         }
     }
-}
-
-/// What a write may do now.
-enum Permit {
-    Cached(Epoch, Arc<str>, Arc<dyn Session>),
-    Bypass(Epoch),
-    /// The cache of this epoch cannot be reached from here: end the epoch first.
-    Leave(Epoch),
 }

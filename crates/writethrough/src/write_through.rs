@@ -1,29 +1,25 @@
-//! The engine's public face and the state that its parts share.
+//! The engine's public face.
 
 use std::pin::pin;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
-use uuid::Uuid;
-use writethrough_protocol::{Epoch, Mode, Node, Token};
+use tokio::time::Instant;
+use writethrough_protocol::Mode;
 
-use crate::cache::{Cache, Session};
+use crate::cache::Cache;
 use crate::clock;
-use crate::error::{CacheError, FenceError, StartError};
-use crate::fence::Fence;
-use crate::key::Collection;
-use crate::lateness::Lateness;
-use crate::loads::Loads;
-use crate::runtime;
+use crate::engine::{Counted, Engine};
+use crate::error::{CacheError, FenceError, OpError, ReadError, StartError, WriteError};
+use crate::fence::{Fence, Guard};
+use crate::key::{Collection, Key, WriteSet};
+use crate::read::{Place, Read};
+use crate::runtime::within;
 use crate::settings::{Consistency, Settings};
-use crate::stats::{Counters, ProposedBypass, SlowLoads, Stats, Status};
+use crate::stats::{ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
-use crate::turns::Turns;
+use crate::value::CacheValue;
+use crate::write::{Commit, Written};
 
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
 /// linearizable. Cheap to clone; all clones are one engine. One engine serves any number of
@@ -55,164 +51,6 @@ impl Drop for Last {
     }
 }
 
-pub(crate) struct Engine {
-    pub(crate) settings: Settings,
-    /// Where the engine's own tasks run.
-    pub(crate) runtime: Handle,
-    pub(crate) cache: Arc<dyn Cache>,
-    pub(crate) fence: Arc<dyn Fence>,
-    view: Mutex<View>,
-    /// Counts changes of the view, for those who wait for one.
-    pub(crate) changed: watch::Sender<u64>,
-    /// Asks the supervisor to poll now.
-    pub(crate) poll_now: Notify,
-    /// One proposal at a time from this node.
-    pub(crate) proposing: tokio::sync::Mutex<()>,
-    pub(crate) loads: Arc<Loads>,
-    pub(crate) turns: Arc<Turns>,
-    pub(crate) lateness: Arc<Lateness>,
-    /// The last epoch that this node has proposed to end, and why.
-    pub(crate) proposed: Mutex<Option<Proposed>>,
-    pub(crate) counters: Counters,
-    /// Why the epoch row cannot be used; `None` when it can.
-    fence_error: Mutex<Option<FenceError>>,
-    /// Why the fence refuses every change of the epoch; `None` when it does not.
-    pub(crate) refused_change: Mutex<Option<FenceError>>,
-    /// Epochs seen with an in-process cache of another node.
-    pub(crate) met: AtomicUsize,
-    /// The background task that has ended before the engine was stopped.
-    pub(crate) ended: OnceLock<&'static str>,
-    /// Writes under way; shutdown waits for them.
-    pub(crate) writes: watch::Sender<usize>,
-    pub(crate) stopping: watch::Sender<bool>,
-    counted: tokio::sync::Mutex<Option<Counted>>,
-}
-
-/// The node's state and the session it was told of, changed together: a permit and the session it
-/// is used with always belong to each other.
-pub(crate) struct View {
-    pub(crate) node: Node,
-    /// What the keys of the node's epoch end in.
-    pub(crate) suffix: Arc<str>,
-    pub(crate) session: Option<Arc<dyn Session>>,
-}
-
-fn reason(error: &Mutex<Option<FenceError>>) -> Option<String> {
-    let error = error.lock().unwrap_or_else(PoisonError::into_inner);
-    error.as_ref().map(ToString::to_string)
-}
-
-/// How many values a pattern matched.
-struct Counted {
-    pattern: String,
-    count: u64,
-    /// When the counting began.
-    at: Instant,
-    /// Writes of this node that had ended by then.
-    after_writes: u64,
-}
-
-/// A bypass that this node has proposed.
-pub(crate) struct Proposed {
-    pub(crate) epoch: Epoch,
-    pub(crate) reason: String,
-    pub(crate) at: Instant,
-}
-
-impl Engine {
-    pub(crate) fn view(&self) -> MutexGuard<'_, View> {
-        // Nothing panics between two changes of the view, so a poisoned one is still whole.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the view and wakes those who wait for a change.
-    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut View) -> R) -> R {
-        let answer = change(&mut self.view());
-        self.changed.send_modify(|count| *count += 1);
-        answer
-    }
-
-    pub(crate) fn fence_error(&self) -> MutexGuard<'_, Option<FenceError>> {
-        self.fence_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why the fence cannot be used until somebody mends it.
-    pub(crate) fn fence_broken(&self) -> Option<String> {
-        match &*self.fence_error() {
-            Some(FenceError::Broken(reason)) => Some(reason.clone()),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn holds_lease(&self, epoch: Epoch) -> bool {
-        self.view().node.holds_lease(epoch, clock::now())
-    }
-
-    /// The lifetime of an entry: the TTL less up to a tenth of it.
-    pub(crate) fn jittered(&self, ttl: Duration) -> Duration {
-        ttl.mul_f64(1.0 - 0.1 * fastrand::f64())
-    }
-
-    pub(crate) fn value_ttl(&self, payload: &Option<Bytes>) -> Duration {
-        self.jittered(match payload {
-            Some(_) => self.settings.ttl,
-            None => self.settings.negative_ttl,
-        })
-    }
-
-    /// Whether a value or a page of this length may be cached; counts those that may not.
-    pub(crate) fn fits(&self, name: &str, bytes: usize, most: usize) -> bool {
-        if bytes <= most {
-            return true;
-        }
-        if self.counters.oversized.get() == 0 {
-            tracing::warn!(
-                name,
-                "{bytes} bytes are more than the {most} that are cached: they are served from the store \
-                 each time; further ones are counted as `oversized`"
-            );
-        }
-        self.counters.oversized.add(1);
-        false
-    }
-
-    pub(crate) fn cache_failed(&self, what: &str, error: &CacheError) {
-        self.counters.cache_errors.add(1);
-        tracing::debug!("{what} failed: {error}");
-    }
-}
-
-impl Engine {
-    /// Refuses new writes, waits for those under way, lets go of the cache.
-    async fn stop(&self) {
-        self.stopping.send_replace(true);
-        let mut writes = self.writes.subscribe();
-        let done = pin!(async {
-            let done = writes.wait_for(|under_way| *under_way == 0);
-            timeout(self.settings.write_deadline, done).await.is_ok()
-        });
-        if !runtime::within(&self.runtime, done).await {
-            tracing::warn!("writes were still under way when the engine stopped");
-        }
-        self.let_go();
-    }
-
-    fn let_go(&self) {
-        self.cache.close();
-        self.change(|view| {
-            view.session = None;
-            view.node = Node::new(self.settings.timing);
-        });
-    }
-}
-
-/// A new random token.
-pub(crate) fn new_token() -> Token {
-    Token(Uuid::new_v4().as_u128())
-}
-
 impl WriteThrough {
     /// Starts the engine: from here on it keeps its view of the epoch current. Returns at once,
     /// whether or not the cache or the fence can be reached; until both are, reads go to the store
@@ -228,37 +66,121 @@ impl WriteThrough {
         cache: Arc<dyn Cache>,
         fence: Arc<dyn Fence>,
     ) -> Result<Self, StartError> {
-        settings.validate()?;
-        let runtime = runtime::current()?;
-        let engine = Arc::new(Engine {
-            view: Mutex::new(View {
-                node: Node::new(settings.timing),
-                suffix: "".into(),
-                session: None,
-            }),
-            loads: Arc::new(Loads::new(settings.max_loads)),
-            turns: Arc::default(),
-            lateness: Lateness::watch(),
-            proposed: Mutex::default(),
-            settings,
-            runtime,
-            cache,
-            fence,
-            changed: watch::Sender::new(0),
-            poll_now: Notify::new(),
-            proposing: tokio::sync::Mutex::new(()),
-            counters: Counters::default(),
-            fence_error: Mutex::new(Some(FenceError::Away("it has not been read yet".into()))),
-            refused_change: Mutex::new(None),
-            met: AtomicUsize::new(0),
-            ended: OnceLock::new(),
-            writes: watch::Sender::new(0),
-            stopping: watch::Sender::new(false),
-            counted: tokio::sync::Mutex::new(None),
-        });
+        let engine = Arc::new(Engine::new(settings, cache, fence)?);
         supervisor::start(&engine);
         let _last = Arc::new(Last(engine.clone()));
         Ok(Self { engine, _last })
+    }
+
+    /// Reads one value: from the cache when it may be believed, else by `load`, which must read
+    /// the store's primary and is called at most once. Of the reads of one key in this process that
+    /// find nothing one loads and the others share what it got; for how long a load may take, see
+    /// [`crate::Settings::load_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Load`] is the error of `load`. The others say that the store is too slow or asked
+    /// too much. A cache that is down, slow or wrong is never an error.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropped at any point it leaves nothing stale: a fill lease it holds is broken (or lapses,
+    /// when the process dies), and readers that share its load look again.
+    ///
+    /// # Runtime
+    ///
+    /// Any executor may poll it. A hit needs an engine whose runtime is driven all the time, see
+    /// [`crate`].
+    ///
+    /// # Consistency
+    ///
+    /// Linearizable in strict mode, as [`crate`] describes.
+    pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, ReadError<E>>
+    where
+        V: CacheValue,
+        L: FnOnce() -> F + Send,
+        F: Future<Output = Result<Option<V>, E>> + Send,
+    {
+        let read = pin!(self.engine.read(Place::Value(key), load));
+        within(&self.engine.runtime, read).await
+    }
+
+    /// Reads one page of a collection; `query` names the page among the collection's pages. As
+    /// [`WriteThrough::read`] in every other respect.
+    ///
+    /// # Errors
+    ///
+    /// As for [`WriteThrough::read`].
+    ///
+    /// # Cancellation
+    ///
+    /// As for [`WriteThrough::read`].
+    pub async fn read_page<V, E, L, F>(
+        &self,
+        collection: &Collection,
+        query: &str,
+        load: L,
+    ) -> Result<Read<V>, ReadError<E>>
+    where
+        V: CacheValue,
+        L: FnOnce() -> F + Send,
+        F: Future<Output = Result<V, E>> + Send,
+    {
+        let load = || async { load().await.map(Some) };
+        let read = pin!(self.engine.read(Place::Page(collection, query), load));
+        within(&self.engine.runtime, read).await
+    }
+
+    /// Writes: announces the write in the cache, runs `op`, stores the new values in the cache and
+    /// acknowledges. `op` writes to the store guarded by the [`Guard`] it is given, in one
+    /// transaction, and is run again under a new guard when it reports [`OpError::Fenced`].
+    ///
+    /// The value that is cached must be what the transaction leaves behind. `RETURNING` answers before
+    /// `AFTER` triggers run: if one of them changes the row again, read it again at the end of the same
+    /// transaction, or cache nothing.
+    ///
+    /// A write that `op` refuses leaves its keys empty, as its announcement has taken the place of their
+    /// values: the next read of each loads.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::Rejected`] when `op` refused; [`WriteError::Unavailable`] when the write was
+    /// never started; [`WriteError::Indeterminate`] when it may have been made.
+    ///
+    /// # Cancellation
+    ///
+    /// The write runs on a task of its own: dropping this future gives up its answer, not the
+    /// write. When the whole process dies half-way, the write's intents keep every reader on the
+    /// store until they lapse ([`crate::Settings::intent`]). So they do when the runtime ends, see
+    /// below, or `op` panics.
+    ///
+    /// # Runtime
+    ///
+    /// The task belongs to the tokio runtime that polls this first or, when another executor polls
+    /// it, to the engine's. It runs to its end unless that runtime ends before or is no longer driven;
+    /// such an end is logged and counted ([`crate::Stats::abandoned_writes`]).
+    ///
+    /// # Consistency
+    ///
+    /// When this returns `Ok`, no read that starts afterwards, on any node, sees anything older.
+    ///
+    /// A value under a key that is not in `set` is not cached, and an `op` that reports a commit without
+    /// having asked for [`Guard::parameter`] (where the database checks it) was not guarded. Both are
+    /// faults of the program: the write stands, and is acknowledged once the epoch is over, because the
+    /// cache may hold something stale ([`crate::Stats::unannounced_writes`],
+    /// [`crate::Stats::unguarded_writes`]).
+    pub async fn write<T, E, Op, F>(
+        &self,
+        set: WriteSet,
+        op: Op,
+    ) -> Result<Written<T>, WriteError<E>>
+    where
+        Op: FnMut(Guard) -> F + Send + 'static,
+        F: Future<Output = Result<Commit<T>, OpError<E>>> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.engine.write(set, op).await
     }
 
     /// What the engine has counted.
@@ -365,7 +287,7 @@ impl WriteThrough {
         }
         let (at, after_writes) = (Instant::now(), ended());
         let count = session.count(&pattern);
-        let count = runtime::within(&self.engine.runtime, pin!(count)).await;
+        let count = within(&self.engine.runtime, pin!(count)).await;
         match count {
             Ok(count) => {
                 *counted = Some(Counted {
@@ -414,7 +336,7 @@ impl WriteThrough {
             Consistency::Off => return Ok(0),
         };
         let clear = async |pattern: String| {
-            runtime::within(&self.engine.runtime, pin!(session.clear(&pattern))).await
+            within(&self.engine.runtime, pin!(session.clear(&pattern))).await
         };
         let mut removed = clear(format!("{entity}:*{epochs}")).await?;
         if let Some(collection) = collection {
@@ -430,4 +352,9 @@ impl WriteThrough {
     pub async fn shutdown(&self) {
         self.engine.stop().await;
     }
+}
+
+fn reason(error: &Mutex<Option<FenceError>>) -> Option<String> {
+    let error = error.lock().unwrap_or_else(PoisonError::into_inner);
+    error.as_ref().map(ToString::to_string)
 }
