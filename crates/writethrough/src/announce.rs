@@ -2,20 +2,18 @@
 //! values, or taken away, after that. Decides nothing about the epoch.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tracing::Instrument;
 use writethrough_protocol::write::keeps_value;
 use writethrough_protocol::{Epoch, Mode, Token};
 
-use crate::cache::{End, Session};
+use crate::cache::End;
+use crate::cache::observed::Observed;
 use crate::engine::{Engine, new_token};
 use crate::error::CacheError;
 use crate::key::{Key, WriteSet};
-use crate::span::cache_span;
 
 /// How often a command of a write is tried in all: a quarter of a second each, and the write has
 /// a deadline.
@@ -27,7 +25,7 @@ pub(crate) struct Announced {
     keys: Vec<(String, Option<Key>)>,
     token: Token,
     epoch: Epoch,
-    session: Arc<dyn Session>,
+    session: Observed,
     begun: Instant,
     /// The announcement was sent a second time on another connection.
     begun_again: bool,
@@ -43,7 +41,7 @@ impl Step<'_> {
     async fn run(
         &self,
         engine: &Engine,
-        session: &dyn Session,
+        session: &Observed,
         token: Token,
     ) -> Result<(), CacheError> {
         let result = match self {
@@ -68,7 +66,7 @@ impl Announced {
         set: &WriteSet,
         epoch: Epoch,
         suffix: &str,
-        session: Arc<dyn Session>,
+        session: Observed,
     ) -> Result<Self, CacheError> {
         let values = set
             .keys
@@ -91,20 +89,9 @@ impl Announced {
             .iter()
             .map(|(name, _)| name.clone())
             .collect();
-        let first = names.first().cloned().unwrap_or_default();
-        let span = cache_span!(
-            "redis_intent",
-            "EVALSHA",
-            announced.session,
-            first,
-            Some(epoch)
-        );
-        let session = announced
-            .twice(engine, Step::Begin(&names))
-            .instrument(span)
-            .await?;
+        let session = announced.twice(engine, Step::Begin(&names)).await?;
         engine.counters.intents.add(names.len() as u64);
-        announced.begun_again = !Arc::ptr_eq(&session, &announced.session);
+        announced.begun_again = !session.is_same(&announced.session);
         announced.session = session;
         Ok(announced)
     }
@@ -120,7 +107,6 @@ impl Announced {
         engine: &Engine,
         mut values: HashMap<Key, Option<Bytes>>,
     ) -> Result<(), CacheError> {
-        let mut keeps = false;
         let ends: Vec<End> = self
             .keys
             .iter()
@@ -130,7 +116,6 @@ impl Announced {
                     .filter(|_| keeps_value(self.begun_again))
                     .and_then(|key| engine.kept(key.as_str(), values.remove(key)?))
                     .map(Some);
-                keeps |= value.is_some();
                 End {
                     key: name.clone(),
                     value,
@@ -138,17 +123,7 @@ impl Announced {
                 }
             })
             .collect();
-        let (session, epoch) = (&self.session, Some(self.epoch));
-        let first = self.keys.first().map_or("", |(name, _)| name.as_str());
-        let span = if keeps {
-            cache_span!("redis_set", "EVALSHA", session, first, epoch)
-        } else {
-            cache_span!("redis_del", "EVALSHA", session, first, epoch)
-        };
-        self.twice(engine, Step::End(&ends))
-            .instrument(span)
-            .await
-            .map(drop)
+        self.twice(engine, Step::End(&ends)).await.map(drop)
     }
 
     /// Takes the intents of a write without effect away. If that fails they lapse.
@@ -162,15 +137,7 @@ impl Announced {
                 ttl: Duration::ZERO,
             })
             .collect();
-        let first = self.keys.first().map_or("", |(name, _)| name.as_str());
-        let span = cache_span!(
-            "redis_del",
-            "EVALSHA",
-            self.session,
-            first,
-            Some(self.epoch)
-        );
-        if let Err(error) = self.session.end(&ends, self.token).instrument(span).await {
+        if let Err(error) = self.session.end(&ends, self.token).await {
             engine.cache_failed("withdrawing a write", &error);
         }
     }
@@ -179,12 +146,12 @@ impl Announced {
     /// connection, or on its successor if that is to the same server. A try that got no answer while
     /// this process was late itself says nothing about the cache and does not count. Returns the
     /// session on which it succeeded.
-    async fn twice(&self, engine: &Engine, step: Step<'_>) -> Result<Arc<dyn Session>, CacheError> {
+    async fn twice(&self, engine: &Engine, step: Step<'_>) -> Result<Observed, CacheError> {
         let mut session = self.session.clone();
         let mut failed = 0;
         for _ in 0..MAX_TRIES {
             let started = Instant::now();
-            let error = match step.run(engine, &*session, self.token).await {
+            let error = match step.run(engine, &session, self.token).await {
                 Ok(()) => return Ok(session),
                 Err(error) => error,
             };
@@ -211,7 +178,7 @@ impl Announced {
     }
 
     /// A new session to the server of the write's epoch, if there is one within the grace.
-    async fn reconnected(&self, engine: &Engine) -> Option<Arc<dyn Session>> {
+    async fn reconnected(&self, engine: &Engine) -> Option<Observed> {
         let grace = engine.settings.reconnect_grace;
         let give_up = Instant::now() + grace;
         let mut changed = engine.changed.subscribe();
@@ -227,9 +194,9 @@ impl Announced {
                     _ if !same_epoch => return None,
                     Some(session)
                         if session.server() == self.session.server()
-                            && !Arc::ptr_eq(session, &self.session) =>
+                            && !self.session.is(session) =>
                     {
-                        return Some(session.clone());
+                        return Some(Observed::new(session.clone(), Some(self.epoch)));
                     }
                     _ => {}
                 }

@@ -96,7 +96,6 @@ mod loads;
 mod read;
 mod runtime;
 mod settings;
-mod span;
 mod stats;
 mod supervisor;
 mod turns;

@@ -6,21 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
-use tracing::Instrument;
 use writethrough_protocol::read::{
     Bypass, Following, Next, PageNext, after_acquire, after_acquire_page, after_get,
     after_get_page, while_awaiting,
 };
 use writethrough_protocol::{Epoch, KeyState, Payload, ReadPermit, Token};
 
-use crate::cache::Session;
+use crate::cache::observed::Observed;
 use crate::clock;
 use crate::engine::{Engine, new_token};
 use crate::error::ReadError;
 use crate::key::{Collection, Key};
 use crate::loads::{Follower, Leader, Role, Shared, Turn};
 use crate::settings::Consistency;
-use crate::span::cache_span;
 use crate::value::{CacheValue, DecodeError};
 
 /// Longest pause between two looks at another process's lease.
@@ -146,8 +144,7 @@ impl Patience {
 
 /// The right to fill, and the duty to let go of it.
 struct Fill {
-    session: Arc<dyn Session>,
-    epoch: Option<Epoch>,
+    session: Observed,
     target: Target,
     leader: Option<Leader>,
     /// The fill lease to break if the load does not come to its end.
@@ -196,13 +193,8 @@ impl Fill {
         };
         loop {
             tokio::time::sleep(engine.settings.fill_lease / 3).await;
-            let span = cache_span!("redis_lease", "EVALSHA", self.session, key, self.epoch);
-            let renewal = self
-                .session
-                .renew_fill(key, *token, engine.settings.fill_lease)
-                .instrument(span)
-                .await;
-            match renewal {
+            let lease = engine.settings.fill_lease;
+            match self.session.renew_fill(key, *token, lease).await {
                 Ok(true) => engine.counters.renewed_leases.add(1),
                 Ok(false) => return,
                 Err(error) => engine.cache_failed("renewing a fill lease", &error),
@@ -231,8 +223,7 @@ impl Fill {
         let (Some(token), Target::Value { key, .. }) = (self.lease, &self.target) else {
             return;
         };
-        let span = cache_span!("redis_del", "EVALSHA", self.session, key, self.epoch);
-        match self.session.break_fill(key, token).instrument(span).await {
+        match self.session.break_fill(key, token).await {
             Ok(_) => self.lease = None,
             Err(error) => engine.cache_failed("breaking a fill lease", &error),
         }
@@ -248,35 +239,20 @@ impl Fill {
             return false;
         }
         let ttl = engine.value_ttl(&payload);
-        let (session, epoch) = (&self.session, self.epoch);
+        let session = &self.session;
         let result = match &self.target {
-            Target::Value { key, token } => {
-                let span = cache_span!("redis_set", "EVALSHA", session, key, epoch);
-                session
-                    .fill(key, *token, payload, ttl)
-                    .instrument(span)
-                    .await
-            }
+            Target::Value { key, token } => session.fill(key, *token, payload, ttl).await,
             Target::Page {
                 collection,
                 page,
                 token,
             } => {
-                let span = cache_span!("redis_set", "EVALSHA", session, page, epoch);
                 let bytes = payload.unwrap_or_default();
                 session
                     .fill_page(collection, page, *token, bytes, ttl)
-                    .instrument(span)
                     .await
             }
-            Target::Unconditional { key } => {
-                let span = cache_span!("redis_set", "SET", session, key, epoch);
-                session
-                    .set(key, payload, ttl)
-                    .instrument(span)
-                    .await
-                    .map(|()| true)
-            }
+            Target::Unconditional { key } => session.set(key, payload, ttl).await.map(|()| true),
         };
         // Filled, replaced by somebody else, or left to lapse: there is no lease to break now.
         self.lease = None;
@@ -304,7 +280,7 @@ impl Engine {
 
     /// Removes cached bytes that cannot be decoded, unless others are there by now.
     async fn discard(&self, place: Place<'_>, bytes: &Bytes) {
-        let (name, session, epoch) = match (self.settings.consistency, self.permit()) {
+        let (name, session) = match (self.settings.consistency, self.permit()) {
             (Consistency::Strict, Ok(permit)) => {
                 let name = match place {
                     Place::Value(key) => key.in_epoch(&permit.suffix),
@@ -312,16 +288,17 @@ impl Engine {
                         collection.page_in_epoch(&permit.suffix, query)
                     }
                 };
-                (name, permit.session, Some(permit.epoch))
+                (name, permit.session)
             }
             (Consistency::Textbook, _) => match (place, self.view().session.clone()) {
-                (Place::Value(key), Some(session)) => (key.as_str().to_owned(), session, None),
+                (Place::Value(key), Some(session)) => {
+                    (key.as_str().to_owned(), Observed::new(session, None))
+                }
                 _ => return,
             },
             _ => return,
         };
-        let span = cache_span!("redis_del", "EVALSHA", session, name, epoch);
-        if let Err(error) = session.discard(&name, bytes).instrument(span).await {
+        if let Err(error) = session.discard(&name, bytes).await {
             self.cache_failed("removing an undecodable value", &error);
         }
     }
@@ -524,7 +501,7 @@ impl Engine {
             (ReadPermit::Cached(epoch), Some(session)) => Ok(Permit {
                 epoch,
                 suffix: view.suffix.clone(),
-                session: session.clone(),
+                session: Observed::new(session.clone(), Some(epoch)),
             }),
         }
     }
@@ -546,13 +523,9 @@ impl Engine {
     }
 
     /// Looks at the key once and says what the read does next.
-    async fn look(&self, key: &str, epoch: Epoch, session: &Arc<dyn Session>) -> Next {
-        let span = cache_span!("redis_get", "GET", session, key, Some(epoch));
-        match session.get(key).instrument(span.clone()).await {
-            Ok(state) => {
-                span.record("cache.hit", matches!(state, KeyState::Value(_)));
-                after_get(state, self.holds_lease(epoch))
-            }
+    async fn look(&self, key: &str, epoch: Epoch, session: &Observed) -> Next {
+        match session.get(key).await {
+            Ok(state) => after_get(state, self.holds_lease(epoch)),
             Err(error) => {
                 self.cache_failed("a get", &error);
                 Next::Bypass(Bypass::CacheError)
@@ -560,7 +533,7 @@ impl Engine {
         }
     }
 
-    async fn look_in_epoch(&self, key: String, epoch: Epoch, session: Arc<dyn Session>) -> Looked {
+    async fn look_in_epoch(&self, key: String, epoch: Epoch, session: Observed) -> Looked {
         let mut next = self.look(&key, epoch, &session).await;
         let mut patience = None;
         loop {
@@ -570,7 +543,6 @@ impl Engine {
                 let leader = self.loads.lead(token, None);
                 let mut fill = Fill {
                     session: session.clone(),
-                    epoch: Some(epoch),
                     target: Target::Value {
                         key: key.clone(),
                         token,
@@ -578,13 +550,8 @@ impl Engine {
                     leader: Some(leader),
                     lease: Some(token),
                 };
-                let span = cache_span!("redis_lease", "SET", session, key, Some(epoch));
                 let lease = self.settings.fill_lease;
-                match session
-                    .acquire_fill(&key, token, lease)
-                    .instrument(span)
-                    .await
-                {
+                match session.acquire_fill(&key, token, lease).await {
                     Ok(answer) => next = after_acquire(answer, self.holds_lease(epoch)),
                     Err(error) => {
                         // Dropping `fill` breaks the lease if it was taken after all.
@@ -640,7 +607,7 @@ impl Engine {
         key: &str,
         token: Token,
         epoch: Epoch,
-        session: &Arc<dyn Session>,
+        session: &Observed,
     ) -> Option<Next> {
         let started = Instant::now();
         let mut pause = Duration::from_millis(1);
@@ -662,23 +629,16 @@ impl Engine {
         let Some(session) = self.view().session.clone() else {
             return Looked::Alone(Bypass::NotConnected);
         };
+        let session = Observed::new(session, None);
         let key = key.as_str().to_owned();
-        let span = cache_span!("redis_get", "GET", session, key, None);
-        match watch.time(session.get(&key).instrument(span.clone())).await {
-            Ok(KeyState::Value(payload)) => {
-                span.record("cache.hit", true);
-                Looked::Found(payload, ReadOutcome::Hit)
-            }
-            Ok(_) => {
-                span.record("cache.hit", false);
-                Looked::Load(Fill {
-                    session,
-                    epoch: None,
-                    target: Target::Unconditional { key },
-                    leader: None,
-                    lease: None,
-                })
-            }
+        match watch.time(session.get(&key)).await {
+            Ok(KeyState::Value(payload)) => Looked::Found(payload, ReadOutcome::Hit),
+            Ok(_) => Looked::Load(Fill {
+                session,
+                target: Target::Unconditional { key },
+                leader: None,
+                lease: None,
+            }),
             Err(error) => {
                 self.cache_failed("a get", &error);
                 Looked::Alone(Bypass::CacheError)
@@ -714,30 +674,21 @@ impl Engine {
         PageName { collection, page }: PageName,
         query: &str,
         epoch: Epoch,
-        session: Arc<dyn Session>,
+        session: Observed,
     ) -> Looked {
         let mut patience = None;
         loop {
-            let span = cache_span!("redis_get", "MGET", session, page, Some(epoch));
-            let found = session.get_page(&collection, &page);
-            let mut next = match found.instrument(span.clone()).await {
+            let mut next = match session.get_page(&collection, &page).await {
                 Ok((state, stored)) => after_get_page(state, stored, self.holds_lease(epoch)),
                 Err(error) => {
                     self.cache_failed("a get of a page", &error);
                     return Looked::Bypass(Bypass::CacheError);
                 }
             };
-            span.record("cache.hit", matches!(next, PageNext::Hit(_)));
-            drop(span);
             if next == PageNext::AcquireFill {
                 let token = new_token();
-                let span = cache_span!("redis_lease", "SET", session, collection, Some(epoch));
                 let lease = self.settings.fill_lease;
-                match session
-                    .acquire_fill(&collection, token, lease)
-                    .instrument(span)
-                    .await
-                {
+                match session.acquire_fill(&collection, token, lease).await {
                     Ok(answer) => {
                         next = after_acquire_page(token, answer, self.holds_lease(epoch));
                     }
@@ -762,7 +713,6 @@ impl Engine {
                     return Looked::Load(Fill {
                         leader: Some(leader),
                         session,
-                        epoch: Some(epoch),
                         target: Target::Page {
                             collection,
                             page,
@@ -786,7 +736,7 @@ impl Engine {
 struct Permit {
     epoch: Epoch,
     suffix: Arc<str>,
-    session: Arc<dyn Session>,
+    session: Observed,
 }
 
 /// The keys of one page in an epoch.

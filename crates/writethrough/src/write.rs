@@ -13,7 +13,7 @@ use writethrough_protocol::write::{
 use writethrough_protocol::{Epoch, Mode, WritePermit};
 
 use crate::announce::Announced;
-use crate::cache::Session;
+use crate::cache::observed::Observed;
 use crate::clock;
 use crate::engine::Engine;
 use crate::error::{OpError, Unavailable, WriteError};
@@ -21,7 +21,6 @@ use crate::fence::Guard;
 use crate::key::{Key, WriteSet};
 use crate::runtime;
 use crate::settings::Consistency;
-use crate::span::cache_span;
 use crate::stats::Counter;
 use crate::supervisor;
 use crate::turns::Held;
@@ -32,7 +31,7 @@ const TURN_WAIT: Duration = Duration::from_secs(1);
 
 /// What a write may do now.
 enum Permit {
-    Cached(Epoch, Arc<str>, Arc<dyn Session>),
+    Cached(Epoch, Arc<str>, Observed),
     Bypass(Epoch),
     /// The cache of this epoch cannot be reached from here: end the epoch first.
     Leave(Epoch),
@@ -373,6 +372,7 @@ impl Engine {
             let wake = match (permit, session) {
                 (WritePermit::Bypass(epoch), _) => return Some(Permit::Bypass(epoch)),
                 (WritePermit::Cached(epoch), Some(session)) => {
+                    let session = Observed::new(session, Some(epoch));
                     return Some(Permit::Cached(epoch, suffix, session));
                 }
                 (WritePermit::Cached(epoch) | WritePermit::Unreachable(epoch), session) => {
@@ -551,19 +551,16 @@ impl Engine {
         let started = Instant::now();
         let session = self.view().session.clone();
         if let Some(session) = session {
+            let session = Observed::new(session, None);
             for key in &set.keys {
                 let name = key.as_str();
                 let value = commit.values.remove(key);
                 let done = match value.and_then(|value| self.kept(name, value)) {
                     Some(bytes) => {
-                        let span = cache_span!("redis_set", "SET", session, name, None);
                         let ttl = self.jittered(self.settings.ttl);
-                        session.set(name, Some(bytes), ttl).instrument(span).await
+                        session.set(name, Some(bytes), ttl).await
                     }
-                    None => {
-                        let span = cache_span!("redis_del", "DEL", session, name, None);
-                        session.delete(name).instrument(span).await
-                    }
+                    None => session.delete(name).await,
                 };
                 // As in the textbook: the write is acknowledged all the same.
                 if let Err(error) = done {

@@ -15,6 +15,7 @@ use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 use crate::error::CacheError;
 
 pub mod memory;
+pub(crate) mod observed;
 pub mod redis;
 
 pub use memory::MemoryCache;
