@@ -1,15 +1,16 @@
-//! Installs the programs that the tests run, where that can be done: on Debian, as root or with a
+//! `cargo xtask install`: installs the programs that the tests run, where that can be done: on Debian, as root or with a
 //! `sudo` that asks for no password. Elsewhere it says what to install.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use pico_args::Arguments;
 
-use crate::command;
+use crate::{command, interrupt};
 
 /// Programs that tests need, and the Debian package that has them.
 struct Package {
@@ -41,6 +42,26 @@ const PACKAGES: &[Package] = &[
         purpose: "the metrics, rules and dashboards of the lab",
     },
 ];
+
+pub(crate) const USAGE: &str = "\
+cargo xtask install
+
+Installs what the tests start and this machine lacks: Postgres, Redis and Prometheus. It does so on Debian
+and Ubuntu, as root or with a sudo that asks for no password; elsewhere it says what to install.
+`cargo xtask test` does this first.
+";
+
+/// How long the task may take.
+const BOUND: Duration = Duration::from_secs(20 * 60);
+
+/// Runs the task.
+pub(crate) fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    crate::finish(arguments)?;
+    interrupt::listen();
+    let note = run(Instant::now() + BOUND, |line| println!("{line}"))?;
+    println!("{note}");
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Installs what is missing and returns a note of what was done.
 pub(crate) fn run(deadline: Instant, mut show: impl FnMut(&str)) -> anyhow::Result<String> {

@@ -21,6 +21,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use pico_args::Arguments;
 
 use crate::command::{self, End};
 use crate::strays::Scratch;
@@ -35,7 +36,7 @@ const LAB: Duration = Duration::from_secs(60);
 const ATTEMPTS: usize = 3;
 const TICK: Duration = Duration::from_millis(50);
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 cargo xtask lab [--page NAME]... [--program FILE] [--verbose]
 
 Runs the commands of the exercises in lab/exercises, without containers.
@@ -46,26 +47,11 @@ Runs the commands of the exercises in lab/exercises, without containers.
 ";
 
 /// Runs the task.
-pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
-    let mut wanted = Vec::new();
-    let mut program = None;
-    let mut verbose = false;
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "-h" | "--help" => {
-                println!("{USAGE}");
-                return Ok(ExitCode::SUCCESS);
-            }
-            "-v" | "--verbose" => verbose = true,
-            "--program" => {
-                let file = arguments.next().context("`--program` needs a file")?;
-                program = Some(PathBuf::from(file));
-            }
-            "--page" => wanted.push(arguments.next().context("`--page` needs a name")?.clone()),
-            other => bail!("`{other}` is not an option of this task\n\n{USAGE}"),
-        }
-    }
+pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let wanted: Vec<String> = arguments.values_from_str("--page")?;
+    let program: Option<PathBuf> = arguments.opt_value_from_str("--program")?;
+    let verbose = arguments.contains(["-v", "--verbose"]);
+    crate::finish(arguments)?;
     interrupt::listen();
     let deadline = Instant::now() + Duration::from_secs(30 * 60);
     let (note, failures) = run(deadline, &wanted, program.as_deref(), verbose)?;

@@ -11,6 +11,9 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, bail};
+use pico_args::Arguments;
+
 mod clients;
 mod command;
 mod dependencies;
@@ -29,61 +32,58 @@ mod transcript;
 struct Task {
     name: &'static str,
     about: &'static str,
-    run: fn(&[String]) -> anyhow::Result<ExitCode>,
+    /// The text of `--help`.
+    usage: &'static str,
+    run: fn(Arguments) -> anyhow::Result<ExitCode>,
 }
 
 const TASKS: &[Task] = &[
     Task {
         name: "test",
         about: "install what is missing, then run every check and every test",
+        usage: test::USAGE,
         run: test::main,
+    },
+    Task {
+        name: "install",
+        about: "install the servers and tools that the tests start (Debian, Ubuntu)",
+        usage: install::USAGE,
+        run: install::main,
     },
     Task {
         name: "model",
         about: "search the protocol's model for a stale read; `--deep` for long",
+        usage: model::USAGE,
         run: model::main,
     },
     Task {
         name: "lab",
         about: "run the commands of the lab's exercises and check what they show",
+        usage: lab::USAGE,
         run: lab::main,
     },
     Task {
         name: "stack",
         about: "bring up the lab's containers and run exercises 1 to 7 there (needs Docker)",
+        usage: stack::USAGE,
         run: stack::main,
     },
     Task {
         name: "clients",
         about: "generate clients in other languages and let them use the service (needs Node, Python)",
+        usage: clients::USAGE,
         run: clients::main,
     },
     Task {
         name: "torture",
         about: "compare textbook, off and strict under the same faults, and write the table",
+        usage: torture::USAGE,
         run: torture::main,
-    },
-    Task {
-        name: "help",
-        about: "list the tasks",
-        run: help,
     },
 ];
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (name, rest) = match arguments.split_first() {
-        None => ("help", &[][..]),
-        Some((name, rest)) => match name.as_str() {
-            "-h" | "--help" => ("help", rest),
-            name => (name, rest),
-        },
-    };
-    let Some(task) = TASKS.iter().find(|task| task.name == name) else {
-        eprintln!("there is no task `{name}`; `cargo xtask help` lists them");
-        return ExitCode::from(2);
-    };
-    match (task.run)(rest) {
+    match run(Arguments::from_env()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
@@ -92,17 +92,58 @@ fn main() -> ExitCode {
     }
 }
 
-fn help(_: &[String]) -> anyhow::Result<ExitCode> {
-    println!("cargo xtask TASK [OPTION]...\n\nTasks:");
-    for task in TASKS {
-        println!("  {:<8} {}", task.name, task.about);
+fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let wants_help = arguments.contains(["-h", "--help"]);
+    let name = arguments.subcommand()?;
+    let Some(name) = name.filter(|name| name != "help") else {
+        finish(arguments)?;
+        println!("cargo xtask TASK [OPTION]...\n\nTasks:");
+        for task in TASKS {
+            println!("  {:<8} {}", task.name, task.about);
+        }
+        println!("\n`cargo xtask TASK --help` tells more.");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let Some(task) = TASKS.iter().find(|task| task.name == name) else {
+        bail!("there is no task `{name}`; `cargo xtask help` lists them");
+    };
+    if wants_help {
+        println!("{}", task.usage);
+        return Ok(ExitCode::SUCCESS);
     }
-    println!("\n`cargo xtask TASK --help` tells more.");
-    Ok(ExitCode::SUCCESS)
+    (task.run)(arguments).with_context(|| format!("cargo xtask {name}"))
+}
+
+/// Refuses the arguments that no option has taken.
+fn finish(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.finish().first() {
+        None => Ok(()),
+        Some(other) => bail!(
+            "`{}` is not understood; `--help` lists the options",
+            other.to_string_lossy()
+        ),
+    }
 }
 
 /// The root of the workspace.
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_has_a_usage_that_begins_with_its_command_and_refuses_what_it_does_not_know() {
+        for task in TASKS {
+            let name = task.name;
+            let usage = task.usage;
+            assert!(usage.starts_with(&format!("cargo xtask {name}")), "{usage}");
+            let error = run(Arguments::from_vec(vec![name.into(), "--ony".into()])).unwrap_err();
+            assert!(format!("{error:#}").contains("--ony"), "{error:#}");
+        }
+        assert!(run(Arguments::from_vec(vec!["tests".into()])).is_err());
+    }
 }

@@ -8,11 +8,12 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use pico_args::Arguments;
 
 use crate::strays::Scratch;
 use crate::{command, interrupt, lab, root};
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 cargo xtask stack [--keep]
 
 Builds and starts the containers of compose.yaml, runs the promised commands and the exercises 1 to 7
@@ -44,15 +45,9 @@ const PROMISED: &[(&str, &str)] = &[
 ];
 
 /// Runs the task.
-pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
-    let keep = match arguments {
-        [] => false,
-        [one] if one == "--keep" => true,
-        _ => {
-            println!("{USAGE}");
-            return Ok(ExitCode::from(2));
-        }
-    };
+pub(crate) fn main(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let keep = arguments.contains("--keep");
+    crate::finish(arguments)?;
     interrupt::listen();
     // Its folder is for what the pages write to /tmp.
     let scratch = Scratch::new()?;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-
+use anyhow::bail;
+use pico_args::Arguments;
 use serde_json::Value;
 
 use crate::command::{self, End};
@@ -31,12 +31,13 @@ const LAB_PACKAGE: &str = "writethrough-cli";
 /// Variables that change what libtest prints.
 const LIBTEST: [&str; 2] = ["RUST_TEST_SHUFFLE", "RUST_TEST_NOCAPTURE"];
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 cargo xtask test [--only PART]... [--package NAME]... [--minutes N] [--verbose]
 
 Runs everything that decides whether the tree is good.
 
-  --only PART      run only this part; may be repeated
+  --only PART      run only this part; may be repeated. The parts are install, fmt, dependencies,
+                   clippy, docs, build, tests and lab
   --package NAME   check and test only this crate; may be repeated
   --minutes N      give up after N minutes (default 40)
   --verbose        show the output of tests that pass, and of compiling
@@ -139,36 +140,19 @@ struct Options {
 }
 
 impl Options {
-    fn parse(arguments: &[String]) -> anyhow::Result<Self> {
-        let mut options = Self {
-            only: Vec::new(),
-            packages: Vec::new(),
-            minutes: BOUND_MINUTES,
-            verbose: false,
+    fn parse(mut arguments: Arguments) -> anyhow::Result<Self> {
+        let options = Self {
+            only: arguments.values_from_str("--only")?,
+            packages: arguments.values_from_str(["-p", "--package"])?,
+            minutes: arguments
+                .opt_value_from_str("--minutes")?
+                .unwrap_or(BOUND_MINUTES),
+            verbose: arguments.contains(["-v", "--verbose"]),
         };
-        let mut arguments = arguments.iter();
-        while let Some(argument) = arguments.next() {
-            let mut value = || {
-                arguments
-                    .next()
-                    .cloned()
-                    .with_context(|| format!("`{argument}` needs a value"))
-            };
-            match argument.as_str() {
-                "--only" => {
-                    let name = value()?;
-                    if !PARTS.iter().any(|part| part.name == name) {
-                        let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
-                        bail!("there is no part `{name}`; there are {}", names.join(", "));
-                    }
-                    options.only.push(name);
-                }
-                "-p" | "--package" => options.packages.push(value()?),
-                "--minutes" => {
-                    options.minutes = value()?.parse().context("`--minutes` needs a number")?;
-                }
-                "-v" | "--verbose" => options.verbose = true,
-                other => bail!("`{other}` is not an option of this task\n\n{USAGE}"),
+        crate::finish(arguments)?;
+        for name in &options.only {
+            if !PARTS.iter().any(|part| part.name == name) {
+                bail!("there is no part `{name}`\n\n{USAGE}");
             }
         }
         Ok(options)
@@ -180,17 +164,7 @@ impl Options {
 }
 
 /// Runs the task.
-pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
-    if arguments
-        .iter()
-        .any(|argument| argument == "-h" || argument == "--help")
-    {
-        println!("{USAGE}\nParts:");
-        for part in PARTS {
-            println!("  {:<12} {}", part.name, part.about);
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
+pub(crate) fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let options = Options::parse(arguments)?;
     interrupt::listen();
     let started = Instant::now();
@@ -711,9 +685,9 @@ pub(crate) fn time(duration: Duration) -> String {
 mod unit {
     use super::*;
 
-    fn options(arguments: &[&str]) -> anyhow::Result<Options> {
-        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
-        Options::parse(&arguments)
+    fn options(words: &[&str]) -> anyhow::Result<Options> {
+        let words = words.iter().map(Into::into).collect();
+        Options::parse(Arguments::from_vec(words))
     }
 
     fn report(passed: usize, failed: usize, skipped: usize) -> Outcome {
@@ -749,13 +723,17 @@ mod unit {
                 .to_string()
                 .contains("clippy")
         );
-        assert!(
-            options(&["--only"])
-                .unwrap_err()
-                .to_string()
-                .contains("needs a value")
-        );
-        assert!(options(&["--ony"]).is_err());
+        for wrong in [
+            &["--only"][..],
+            &["--ony"],
+            &["--minutes", "soon"],
+            &["fmt"],
+        ] {
+            assert!(options(wrong).is_err(), "{wrong:?}");
+        }
+        for part in PARTS {
+            assert!(USAGE.contains(part.name), "{}", part.name);
+        }
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use pico_args::Arguments;
 use serde_json::Value;
 
 use crate::command::{self, End};
 use crate::{interrupt, root};
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 cargo xtask torture [--minutes M] [--seed N] [--out FILE]
 
 Builds the program, then runs `writethrough check` on three nodes under faults of every kind: with
@@ -42,29 +43,14 @@ struct Options {
 }
 
 impl Options {
-    fn parse(arguments: &[String]) -> anyhow::Result<Self> {
-        let mut options = Self {
-            minutes: 2,
-            seed: 1,
-            out: None,
+    fn parse(mut arguments: Arguments) -> anyhow::Result<Self> {
+        let options = Self {
+            minutes: arguments.opt_value_from_str("--minutes")?.unwrap_or(2),
+            seed: arguments.opt_value_from_str("--seed")?.unwrap_or(1),
+            out: arguments.opt_value_from_str("--out")?,
         };
-        let mut arguments = arguments.iter();
-        while let Some(argument) = arguments.next() {
-            let mut value = || {
-                arguments
-                    .next()
-                    .with_context(|| format!("`{argument}` needs a value"))
-            };
-            match argument.as_str() {
-                "--minutes" => {
-                    options.minutes = value()?.parse().context("`--minutes` needs a number")?;
-                    ensure!(options.minutes > 0, "`--minutes` must be at least 1");
-                }
-                "--seed" => options.seed = value()?.parse().context("`--seed` needs a number")?,
-                "--out" => options.out = Some(PathBuf::from(value()?)),
-                other => bail!("`{other}` is not an option of this task\n\n{USAGE}"),
-            }
-        }
+        ensure!(options.minutes > 0, "`--minutes` must be at least 1");
+        crate::finish(arguments)?;
         Ok(options)
     }
 
@@ -80,14 +66,7 @@ impl Options {
 }
 
 /// Runs the task.
-pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
-    if arguments
-        .iter()
-        .any(|argument| argument == "-h" || argument == "--help")
-    {
-        println!("{USAGE}");
-        return Ok(ExitCode::SUCCESS);
-    }
+pub(crate) fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let options = Options::parse(arguments)?;
     interrupt::listen();
     build()?;
@@ -338,8 +317,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_column_for_each_mode_and_the_commands() {
-        let options =
-            Options::parse(&["--minutes", "3", "--seed", "9"].map(str::to_owned)).unwrap();
+        let options = options(&["--minutes", "3", "--seed", "9"]).unwrap();
         let page = page(&options, &good());
         assert!(
             page.contains("| operations | 1 234 567 | 1 234 567 | 1 234 567 |"),
@@ -374,15 +352,19 @@ mod tests {
         assert_eq!(verdict(&broken), ["2 reads failed"]);
     }
 
+    fn options(words: &[&str]) -> anyhow::Result<Options> {
+        let words = words.iter().map(Into::into).collect();
+        Options::parse(Arguments::from_vec(words))
+    }
+
     #[test]
     fn options_are_understood_or_refused() {
-        let parse = |words: &[&str]| {
-            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            Options::parse(&words)
-        };
-        assert_eq!(parse(&["--out", "x.md"]).unwrap().out, Some("x.md".into()));
+        assert_eq!(
+            options(&["--out", "x.md"]).unwrap().out,
+            Some("x.md".into())
+        );
         for wrong in [&["--minutes"][..], &["--minutes", "0"], &["--minute", "1"]] {
-            assert!(parse(wrong).is_err(), "{wrong:?}");
+            assert!(options(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -4,11 +4,12 @@
 
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use pico_args::Arguments;
 
 use crate::root;
 
-const HELP: &str = "\
+pub(crate) const USAGE: &str = "\
 cargo xtask clients   lints the service's description with redocly and spectral, generates clients with
                       openapi-typescript and openapi-python-client, and has each create, read,
                       replace, list and delete an item. Needs curl, node with npm, python3 with venv";
@@ -17,20 +18,13 @@ cargo xtask clients   lints the service's description with redocly and spectral,
 const NEEDED: [&str; 5] = ["curl", "node", "npm", "npx", "python3"];
 
 /// Builds the program and runs the script in a folder that is removed at the end.
-pub(crate) fn main(arguments: &[String]) -> anyhow::Result<ExitCode> {
-    match arguments {
-        [] => {}
-        [help] if help == "-h" || help == "--help" => {
-            println!("{HELP}");
-            return Ok(ExitCode::SUCCESS);
-        }
-        _ => bail!("`{}` is not understood\n{HELP}", arguments.join(" ")),
-    }
+pub(crate) fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    crate::finish(arguments)?;
     for program in NEEDED {
         let found = Command::new(program).arg("--version").output();
         ensure!(
             found.is_ok_and(|found| found.status.success()),
-            "`{program}` is not there\n{HELP}"
+            "`{program}` is not there\n{USAGE}"
         );
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
