@@ -1,7 +1,7 @@
 //! What the cache costs and what it saves: each operation beside the bare commands that nobody can do
 //! without, its *floor*.
 //!
-//! `cargo bench --bench cost` (`-- --rounds N` for more than 8 rounds). It starts a Postgres and a
+//! `cargo bench -p writethrough-service --bench cost` (`-- --rounds N` for more than 8 rounds). It starts a Postgres and a
 //! Redis of its own. In every round each row has its turn, so that a machine that slows down slows
 //! down all of them; the ratio is the median of the rounds' ratios. The times mean something only
 //! there and then.
@@ -542,7 +542,11 @@ async fn main() -> Result<(), Failure> {
     let rounds = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => 8,
         ["--rounds", count] => count.parse::<usize>()?.max(1),
-        _ => return Err("usage: cargo bench --bench cost [-- --rounds N]".into()),
+        _ => {
+            return Err(
+                "usage: cargo bench -p writethrough-service --bench cost [-- --rounds N]".into(),
+            );
+        }
     };
     let testbed = Testbed::new().await?;
     let (postgres, redis) = tokio::try_join!(testbed.postgres(), testbed.redis())?;

@@ -1,0 +1,156 @@
+//! Whether the workspace is built as ARCHITECTURE.md draws it: which crate depends on which, and that no two files of a
+//! crate need each other.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod imports;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+
+/// Crates whose files do not import each other in circles.
+const WITHOUT_CIRCLES: &[&str] = &["writethrough-protocol"];
+
+/// What one crate depends on, of this workspace.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Needs {
+    program: BTreeSet<String>,
+    tests: BTreeSet<String>,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The rows of the first table after the heading `## Dependencies`.
+fn drawn(page: &str) -> BTreeMap<String, Needs> {
+    let (_, section) = page.split_once("\n## Dependencies\n").unwrap();
+    let rows = section.lines().skip_while(|line| !line.starts_with('|'));
+    let rows = rows.take_while(|line| line.starts_with('|')).skip(2);
+    // Names of crates stand in backquotes.
+    let names = |cell: &str| {
+        let quoted = cell.split('`').skip(1).step_by(2);
+        quoted.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    rows.map(|row| {
+        let cells: Vec<_> = row.trim_matches('|').split('|').collect();
+        let [name, program, tests] = cells[..] else {
+            panic!("a row has three cells: {row}");
+        };
+        let needs = Needs {
+            program: names(program),
+            tests: names(tests),
+        };
+        (names(name).pop_first().unwrap(), needs)
+    })
+    .collect()
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// `dev`, `build` or, for what the crate itself is made of, nothing.
+    kind: Option<String>,
+}
+
+/// What `cargo metadata` says.
+fn built() -> BTreeMap<String, Needs> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--offline",
+        ])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).unwrap();
+    needs(&metadata.packages)
+}
+
+fn needs(packages: &[Package]) -> BTreeMap<String, Needs> {
+    let ours: BTreeSet<_> = packages.iter().map(|package| &package.name).collect();
+    let needs = |package: &Package| {
+        let mut needs = Needs::default();
+        for dependency in &package.dependencies {
+            if ours.contains(&dependency.name) {
+                let tests = dependency.kind.as_deref() == Some("dev");
+                let kind = if tests {
+                    &mut needs.tests
+                } else {
+                    &mut needs.program
+                };
+                kind.insert(dependency.name.clone());
+            }
+        }
+        (package.name.clone(), needs)
+    };
+    packages.iter().map(needs).collect()
+}
+
+#[test]
+fn the_crates_depend_on_each_other_as_the_architecture_page_says() {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    assert_eq!(
+        built(),
+        drawn(&page),
+        "left: the manifests, right: ARCHITECTURE.md"
+    );
+}
+
+#[test]
+fn a_dependency_that_is_not_drawn_is_noticed() {
+    let page = "# A\n\n## Dependencies\n\nWords.\n\n| crate | depends on | tests |\n|---|---|---|\n\
+                | `top` | `base`, by feature `side` | |\n| `base` | | `side` |\n| `side` | | |\n\nMore.\n";
+    let package = |name: &str, needs: &[(&str, Option<&str>)]| Package {
+        name: name.to_owned(),
+        dependencies: needs
+            .iter()
+            .map(|(name, kind)| Dependency {
+                name: (*name).to_owned(),
+                kind: kind.map(str::to_owned),
+            })
+            .collect(),
+    };
+    let with = |base: &[(&str, Option<&str>)]| {
+        needs(&[
+            package("top", &[("base", None), ("side", None), ("serde", None)]),
+            package("base", base),
+            package("side", &[]),
+        ])
+    };
+    assert_eq!(with(&[("side", Some("dev"))]), drawn(page));
+    for other in [&[("side", None)][..], &[("side", Some("build"))], &[]] {
+        assert_ne!(with(other), drawn(page), "{other:?}");
+    }
+}
+
+#[test]
+fn no_two_files_of_a_crate_need_each_other() {
+    let mut found = Vec::new();
+    for name in WITHOUT_CIRCLES {
+        let files = imports::files(&root().join("crates").join(name).join("src"));
+        assert!(!files.is_empty(), "{name} has no files");
+        for circle in imports::circles(&files) {
+            found.push(format!("{name}: {}", circle.join(" -> ")));
+        }
+    }
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
