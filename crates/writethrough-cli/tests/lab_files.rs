@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use serde_yaml_ng::Value as Yaml;
 use support::{ApiClient, SAMPLE, Service, config};
-use writethrough_service::access::{AdminAccess, AllowedHosts};
 use writethrough_service::config::{CacheBackend, Config, Database, ServeArgs};
+use writethrough_service::middleware::access::{AdminAccess, AllowedHosts};
 use writethrough_testbed::{ChildSpec, Testbed, find_program};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_writethrough");

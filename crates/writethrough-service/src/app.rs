@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use writethrough::Consistency;
 use writethrough::cache::SessionWatch;
 
-use crate::access::Access;
 use crate::config::{CacheBackend, Config, Database, Sampling};
 use crate::items::Items;
 use crate::metrics::Metrics;
-use crate::overload::Admission;
+use crate::middleware::access::Access;
+use crate::middleware::load_shed::Admission;
 use crate::problem::{Kind, Problem};
 
 /// How long the answer of a dependency counts before it is asked again.

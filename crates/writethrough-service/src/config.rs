@@ -18,8 +18,8 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 use writethrough::Consistency;
 
-use crate::access::{AdminAccess, AdminToken, AllowedHosts};
 use crate::listen;
+use crate::middleware::access::{AdminAccess, AdminToken, AllowedHosts};
 use crate::telemetry::settings::TraceSettings;
 
 pub use value::{cleaned, form, is_host, option_name, shown};

@@ -12,9 +12,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use crate::access::Caller;
 use crate::metrics::{Dropped, Metrics};
-use crate::overload::Admitted;
+use crate::middleware::access::Caller;
+use crate::middleware::load_shed::Admitted;
 use crate::throttle::Throttle;
 
 /// Connections above the limit.
@@ -351,7 +351,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_place_among_requests_is_held_until_the_answer_is_out() {
-        let admission = crate::overload::Admission::new(1, Default::default());
+        let admission = crate::middleware::load_shed::Admission::new(1, Default::default());
         let places = places(1);
         let place = places.take().await;
         place.connection.begins();

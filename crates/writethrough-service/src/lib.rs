@@ -2,34 +2,31 @@
 //! [`writethrough`] between them.
 //!
 //! [`server::Server::start`] takes a [`config::Config`] and gives a running server; `writethrough serve` does
-//! little else. From the outside in: [`exchange`] is the layer around every
+//! little else. From the outside in: [`middleware`] is the layer around every
 //! request, [`routes`] turns requests into calls of [`items`], which puts the cache in front of a
 //! [`store`]. The domain's types are in [`item`], the JSON in `wire`, errors in [`problem`].
 //! [`listen`] is where it listens.
 
 #![forbid(unsafe_code)]
 
-pub mod access;
 pub mod app;
-pub mod body;
 pub mod causes;
 mod clearing;
 pub mod config;
 pub mod connections;
 pub mod descriptors;
 mod diagnosis;
-pub mod exchange;
 pub mod exposition;
 pub mod item;
 pub mod items;
 mod json;
 pub mod listen;
-pub mod malformed;
 pub mod manager;
 pub mod metrics;
+pub mod middleware;
 pub mod openapi;
-pub mod overload;
 pub mod problem;
+mod route;
 pub mod routes;
 pub mod server;
 pub mod shutdown;
@@ -37,6 +34,5 @@ pub mod store;
 pub mod telemetry;
 mod throttle;
 pub mod tls;
-pub mod trace_context;
 pub mod validation;
 mod wire;

@@ -17,9 +17,10 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use writethrough::ReadOutcome;
 
-use crate::access::Refusal;
 use crate::exposition::{self, Format};
 use crate::items::{Items, WriteTiming};
+use crate::middleware::access::Refusal;
+use crate::route::{ROUTES, Route};
 use crate::store::Operation;
 use crate::telemetry::export::SPANS;
 use crate::telemetry::log::lost_lines;
@@ -29,23 +30,8 @@ use crate::telemetry::log::lost_lines;
 /// the alerts are among them.
 const BUCKETS: [f64; 9] = [0.00025, 0.001, 0.0025, 0.01, 0.05, 0.1, 0.5, 2.5, 10.0];
 
-/// The routes that are told apart; every other path is `other`, so that nobody can make up labels.
-const ROUTES: [&str; 14] = [
-    "/items",
-    "/items/{id}",
-    "/cache/clear",
-    "/cache/stats",
-    "/health",
-    "/livez",
-    "/readyz",
-    "/metrics",
-    "/openapi.json",
-    "/docs",
-    "/docs/page.js",
-    "/problems/{slug}",
-    "/",
-    "other",
-];
+/// The label of every path without a route, so that nobody can make up labels.
+const OTHER: &str = "other";
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "DELETE", "other"];
 
@@ -129,7 +115,7 @@ impl RequestDurations {
     fn handle(
         &self,
         method: &Method,
-        route: Option<&str>,
+        route: Option<&Route>,
         status: StatusCode,
     ) -> &RequestHistogram {
         let place = |names: &[&str], name: &str| {
@@ -139,16 +125,18 @@ impl RequestDurations {
                 .unwrap_or(names.len() - 1)
         };
         let method = place(&METHODS, method.as_str());
-        let route = route.map_or(ROUTES.len() - 1, |route| place(&ROUTES, route));
+        let route = route
+            .and_then(|route| ROUTES.iter().position(|known| known == route))
+            .unwrap_or(ROUTES.len());
         let status = STATUSES
             .iter()
             .position(|known| *known == status.as_u16())
             .unwrap_or(STATUSES.len() - 1);
-        let slot = (method * ROUTES.len() + route) * STATUSES.len() + status;
+        let slot = (method * (ROUTES.len() + 1) + route) * STATUSES.len() + status;
         self.slots[slot].get_or_init(|| {
             self.family.get_or_create_owned(&RequestLabels {
                 method: METHODS[method],
-                route: ROUTES[route],
+                route: ROUTES.get(route).map_or(OTHER, |route| route.path),
                 status: STATUSES[status],
             })
         })
@@ -205,7 +193,7 @@ impl Metrics {
         let requests = RequestDurations {
             family: Family::new_with_constructor(request_histogram as fn() -> RequestHistogram),
             slots: std::iter::repeat_with(OnceLock::new)
-                .take(METHODS.len() * ROUTES.len() * STATUSES.len())
+                .take(METHODS.len() * (ROUTES.len() + 1) * STATUSES.len())
                 .collect(),
         };
         registry.register_with_unit(
@@ -335,10 +323,10 @@ impl Metrics {
     }
 
     /// Counts a request. `trace_id` becomes an exemplar when the request is traced.
-    pub fn request(
+    pub(crate) fn request(
         &self,
         method: &Method,
-        route: Option<&str>,
+        route: Option<&Route>,
         status: StatusCode,
         duration: Duration,
         trace_id: Option<&str>,

@@ -1,6 +1,6 @@
 //! Problems: every error that a client can meet, as RFC 9457 `application/problem+json`.
 //!
-//! A [`Problem`] becomes a response without a body; the outermost layer ([`crate::exchange`]) writes
+//! A [`Problem`] becomes a response without a body; the outermost layer ([`crate::middleware`]) writes
 //! the body, because it knows the trace id. No text here comes from the database.
 
 use std::borrow::Cow;

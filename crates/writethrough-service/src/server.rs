@@ -25,16 +25,16 @@ use writethrough::{
     RedisSettings, Settings, WriteThrough,
 };
 
-use crate::access::{Caller, Entrance};
 use crate::app::App;
-use crate::body::{Lingering, Unread};
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
 use crate::connections::{Origin, Place, Places, SPARE};
 use crate::descriptors::{self, TooFew};
 use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
-use crate::malformed::Explaining;
 use crate::metrics::Dropped;
+use crate::middleware::access::{Caller, Entrance};
+use crate::middleware::body_watch::{Lingering, Unread};
+use crate::middleware::malformed::Explaining;
 use crate::routes;
 use crate::store::postgres::{Connector, Lasts, Obstacle, PostgresStore};
 use crate::store::sqlite::{OpenError, SqliteStore};

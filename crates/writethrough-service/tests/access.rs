@@ -13,8 +13,8 @@ use support::{Answer, ApiClient, SAMPLE, Service, config};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use writethrough_service::access::{AdminAccess, AdminToken, AllowedHosts};
 use writethrough_service::config::{CacheBackend, Config, Database};
+use writethrough_service::middleware::access::{AdminAccess, AdminToken, AllowedHosts};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TOKEN: &str = "0123456789abcdef-token";

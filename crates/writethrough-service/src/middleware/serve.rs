@@ -16,24 +16,22 @@ use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use writethrough::Settings;
 
-use crate::access;
 use crate::app::App;
-use crate::body::{Rest, Unread};
 use crate::connections::Origin;
 use crate::json::BODY_TIMEOUT;
-use crate::malformed;
 use crate::metrics::Shed;
+use crate::middleware::body_watch::{Rest, Unread};
+use crate::middleware::malformed::TARGET_BYTES;
+use crate::middleware::trace_context::{RequestTrace, TraceParent};
+use crate::middleware::{access, malformed};
 use crate::problem::{Kind, Problem};
+use crate::route::Route;
 use crate::throttle::Throttle;
-use crate::trace_context::{RequestTrace, TraceParent};
 
 /// The longest that a request may take: above the time for its body and the engine's bound of a
 /// write, so that those answer first.
 const REQUEST_TIMEOUT: Duration =
     Duration::from_secs(BODY_TIMEOUT.as_secs() + Settings::WRITE_DEADLINE.as_secs() + 1);
-
-/// The longest target of a request.
-pub(crate) const TARGET_BYTES: usize = 8 * 1024;
 
 const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 
@@ -41,8 +39,8 @@ const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map(MatchedPath::as_str);
+    let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.and_then(|matched| Route::of(matched.as_str()));
     let parent = app
         .propagate
         .then(|| TraceParent::from_headers(request.headers()))
@@ -160,10 +158,10 @@ fn check_length(request: &Request) -> Result<(), Problem> {
 /// Says what caches between here and the client may do: nothing, with an error and with what changes by
 /// the second; otherwise they ask here each time, or the promise that no read is stale would be theirs to
 /// break.
-fn limit_caching(response: &mut Response, route: Option<&str>) {
+fn limit_caching(response: &mut Response, route: Option<&'static Route>) {
     let status = response.status();
     let failed = status.is_client_error() || status.is_server_error();
-    let operational = is_probe(route) || route.is_some_and(|route| route.starts_with("/cache/"));
+    let operational = route.is_some_and(|route| route.probe || route.operator);
     let value = if failed || operational {
         "no-store"
     } else {
@@ -175,8 +173,8 @@ fn limit_caching(response: &mut Response, route: Option<&str>) {
 }
 
 /// Probes and scrapes are answered also when the service has more to do than it can.
-fn is_probe(route: Option<&str>) -> bool {
-    matches!(route, Some("/livez" | "/readyz" | "/health" | "/metrics"))
+fn is_probe(route: Option<&'static Route>) -> bool {
+    route.is_some_and(|route| route.probe)
 }
 
 async fn run(request: Request, next: Next) -> Response {
@@ -187,9 +185,9 @@ async fn run(request: Request, next: Next) -> Response {
     }
 }
 
-fn out_of_time(method: &Method, route: Option<&str>) -> Problem {
+fn out_of_time(method: &Method, route: Option<&'static Route>) -> Problem {
     let writes = [Method::POST, Method::PUT, Method::DELETE].contains(method);
-    if writes && matches!(route, Some("/items" | "/items/{id}")) {
+    if writes && route.is_some_and(|route| route.items) {
         Problem::new(Kind::OutcomeUnknown)
     } else {
         Problem::new(Kind::Unavailable)
@@ -199,8 +197,8 @@ fn out_of_time(method: &Method, route: Option<&str>) -> Problem {
 
 /// Logs the cause of a failure of the service, which the client does not get to see. It is logged here
 /// and nowhere else.
-fn log_fault(problem: &Problem, method: &Method, route: Option<&str>, trace_id: &str) {
-    let route = route.unwrap_or("no route");
+fn log_fault(problem: &Problem, method: &Method, route: Option<&'static Route>, trace_id: &str) {
+    let route = route.map_or("no route", |route| route.path);
     if problem.kind() == Kind::Internal {
         match problem.cause() {
             Some(cause) => tracing::error!(trace_id, "{method} {route} failed: {cause}"),
@@ -219,13 +217,13 @@ fn log_fault(problem: &Problem, method: &Method, route: Option<&str>, trace_id: 
 
 /// The server span, or none: a request that is not traced never makes a span, which would cost more
 /// than a hit.
-fn server_span(trace: &mut RequestTrace, request: &Request, route: Option<&str>) -> Span {
+fn server_span(trace: &mut RequestTrace, request: &Request, route: Option<&'static Route>) -> Span {
     if !trace.sampled() {
         return Span::none();
     }
     let method = request.method().as_str();
     let name = match route {
-        Some(route) => format!("{method} {route}"),
+        Some(route) => format!("{method} {}", route.path),
         None => method.to_owned(),
     };
     let span = tracing::info_span!(
@@ -236,7 +234,7 @@ fn server_span(trace: &mut RequestTrace, request: &Request, route: Option<&str>)
         otel.kind = "server",
         otel.status_code = tracing::field::Empty,
         http.request.method = method,
-        http.route = route,
+        http.route = route.map(|route| route.path),
         http.response.status_code = tracing::field::Empty,
         url.path = request.uri().path(),
         url.scheme = "http",

@@ -15,8 +15,9 @@ use subtle::ConstantTimeEq;
 use crate::app::App;
 use crate::config::shown;
 use crate::json::is_json;
-use crate::malformed::plain_host;
+use crate::middleware::malformed::plain_host;
 use crate::problem::{Kind, Problem};
+use crate::route::Route;
 
 /// How often the log repeats that requests are refused for one reason.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -172,7 +173,7 @@ impl Access {
         &self,
         caller: Option<Caller>,
         request: &Request,
-        route: Option<&str>,
+        route: Option<&Route>,
     ) -> Result<(), (Refusal, Problem)> {
         let headers = request.headers();
         if (self.hosts.is_some() || caller.is_some_and(|caller| caller.loopback))
@@ -187,14 +188,14 @@ impl Access {
         let Some(route) = route else {
             return Ok(());
         };
-        let for_operators = is_for_operators(route);
+        let for_operators = route.operator;
         let entrance = caller.map_or(Entrance::Public, |caller| caller.entrance);
         if for_operators && self.apart && entrance == Entrance::Public {
             let problem = Problem::new(Kind::Forbidden)
                 .detail("This route is served at the address of --admin-listen alone. Ask there.");
             return Err((Refusal::Entrance, problem));
         }
-        if entrance == Entrance::Admin && is_for_clients(route) {
+        if entrance == Entrance::Admin && route.items {
             let problem = Problem::new(Kind::RouteNotFound)
                 .detail("Items are served at the address of --listen alone. Ask there.");
             return Err((Refusal::Entrance, problem));
@@ -259,15 +260,6 @@ fn is_asked_as(request: &Request, known: impl Fn(&str) -> bool) -> bool {
     given.chain(target).all(|authority| {
         authority.is_empty() || name_of(authority).is_some_and(|name| known(&name))
     })
-}
-
-/// Routes that show or change how the service runs, rather than items.
-fn is_for_operators(route: &str) -> bool {
-    route == "/metrics" || route.starts_with("/cache/")
-}
-
-fn is_for_clients(route: &str) -> bool {
-    route == "/items" || route.starts_with("/items/")
 }
 
 /// The host of an authority, in lower case, without the port and the dot at its end.
@@ -354,7 +346,7 @@ pub(crate) fn check(
     app: &App,
     caller: Option<Caller>,
     request: &Request,
-    route: Option<&str>,
+    route: Option<&Route>,
 ) -> Result<(), Problem> {
     app.access
         .check(caller, request, route)
@@ -366,7 +358,7 @@ pub(crate) fn check(
 }
 
 /// A line for each reason at most once a minute: anybody can make the service refuse something.
-fn log_refusal(refusal: Refusal, caller: Option<Caller>, request: &Request, route: Option<&str>) {
+fn log_refusal(refusal: Refusal, caller: Option<Caller>, request: &Request, route: Option<&Route>) {
     static LAST: Mutex<[Option<Instant>; Refusal::ALL.len()]> =
         Mutex::new([None; Refusal::ALL.len()]);
     {
@@ -394,7 +386,7 @@ fn log_refusal(refusal: Refusal, caller: Option<Caller>, request: &Request, rout
         Refusal::CrossSite => "a page of another site sent it".to_owned(),
     };
     let peer = caller.map_or_else(|| "?".to_owned(), |caller| caller.peer.to_string());
-    let route = route.unwrap_or("no route");
+    let route = route.map_or("no route", |route| route.path);
     tracing::warn!("refused: {} {route} from {peer}: {why}", request.method());
 }
 
@@ -425,7 +417,7 @@ mod tests {
         let access = Access::default();
         let refused = |peer: &str, headers: &[(&str, &str)]| {
             let request = request("POST", headers);
-            let checked = access.check(from(peer), &request, Some("/cache/clear"));
+            let checked = access.check(from(peer), &request, Route::of("/cache/clear"));
             checked.err().map(|(refusal, _)| refusal)
         };
         let own = [("host", "localhost:8000")];
@@ -447,13 +439,13 @@ mod tests {
         let rebound = [("host", "evil.example:8000")];
         assert_eq!(refused("127.0.0.1", &rebound), Some(Refusal::NotLocal));
         // Nobody knows where it comes from.
-        let unknown = access.check(None, &request("POST", &own), Some("/cache/clear"));
+        let unknown = access.check(None, &request("POST", &own), Route::of("/cache/clear"));
         assert_eq!(unknown.unwrap_err().0, Refusal::NotLocal);
         // Looking is for everybody.
         for method in ["GET", "HEAD", "OPTIONS"] {
             let request = request(method, &own);
             for route in ["/metrics", "/cache/stats"] {
-                let checked = access.check(from("10.0.0.1"), &request, Some(route));
+                let checked = access.check(from("10.0.0.1"), &request, Route::of(route));
                 assert!(checked.is_ok(), "{method} {route}");
             }
         }

@@ -14,10 +14,12 @@ use axum::http::{Method, StatusCode, Version};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::exchange::TARGET_BYTES;
 use crate::metrics::Metrics;
+use crate::middleware::trace_context::RequestTrace;
 use crate::problem::{Kind, Problem};
-use crate::trace_context::RequestTrace;
+
+/// The longest target of a request.
+pub(crate) const TARGET_BYTES: usize = 8 * 1024;
 
 /// Checks what hyper lets pass.
 ///
