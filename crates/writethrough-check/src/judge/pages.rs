@@ -16,18 +16,20 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 
-use super::registers::{NONE, Registers};
+use super::observation::Op;
+use super::writes::Writes;
 use crate::history::{Action, Key, Outcome};
 
-/// All (item, list operation) where the page left out an item of its window that may have existed.
+/// Finds all (item, list operation) where the page left out an item of its window that may have
+/// existed.
 ///
 /// Items whose delete was acknowledged before the page's start are not reported: their absence says
 /// nothing new.
-pub(crate) fn omissions(registers: &Registers<'_>) -> Vec<(Key, u32)> {
-    let history = registers.history;
+pub(crate) fn omissions(writes: &Writes<'_>) -> Vec<(Key, Op)> {
+    let history = writes.history;
     let mut created: HashMap<Key, i64> = HashMap::new();
     let mut pages = Vec::new();
-    for (op, operation) in (0_u32..).zip(history.operations()) {
+    for (op, operation) in Op::all(history) {
         if let Some(page) = history.page(operation) {
             if page.window.is_some() {
                 pages.push((operation.start, op));
@@ -51,14 +53,13 @@ pub(crate) fn omissions(registers: &Registers<'_>) -> Vec<(Key, u32)> {
 
     let mut arrivals = Vec::new();
     let mut departures = Vec::new();
-    for key in registers.judged_keys() {
-        let (Some(create), Some(&at)) = (registers.create(key), created.get(&key)) else {
+    for key in writes.judged_keys() {
+        let (Some(create), Some(&at)) = (writes.create(key), created.get(&key)) else {
             continue;
         };
-        arrivals.push((registers.operation(create).start, at, key));
-        let delete = registers.deletion(key).acknowledged;
-        if delete != NONE {
-            departures.push((registers.operation(delete).end, at, key));
+        arrivals.push((writes.operation(create).start, at, key));
+        if let Some(delete) = writes.deletion(key).acknowledged {
+            departures.push((writes.operation(delete).end, at, key));
         }
     }
     arrivals.sort_unstable();
@@ -69,7 +70,7 @@ pub(crate) fn omissions(registers: &Registers<'_>) -> Vec<(Key, u32)> {
     );
 
     let mut living: BTreeSet<(i64, Key)> = BTreeSet::new();
-    let mut shown_on = vec![NONE; history.key_count()];
+    let mut shown_on: Vec<Option<Op>> = vec![None; history.key_count()];
     let mut omissions = Vec::new();
     for (start, op) in pages {
         while let Some((_, at, key)) = arrivals.next_if(|&(arrival, ..)| arrival <= start) {
@@ -78,14 +79,14 @@ pub(crate) fn omissions(registers: &Registers<'_>) -> Vec<(Key, u32)> {
         while let Some((_, at, key)) = departures.next_if(|&(departure, ..)| departure < start) {
             living.remove(&(at, key));
         }
-        let Some(page) = history.page(registers.operation(op)) else {
+        let Some(page) = history.page(writes.operation(op)) else {
             continue;
         };
         let Some((newer, older)) = page.window else {
             continue;
         };
         for entry in history.entries(page) {
-            shown_on[entry.key.0 as usize] = op;
+            shown_on[entry.key.0 as usize] = Some(op);
         }
         if older
             .zip(newer)
@@ -96,7 +97,7 @@ pub(crate) fn omissions(registers: &Registers<'_>) -> Vec<(Key, u32)> {
         let from = older.map_or(Bound::Unbounded, |at| Bound::Excluded((at, Key(u32::MAX))));
         let to = newer.map_or(Bound::Unbounded, |at| Bound::Excluded((at, Key(0))));
         for &(_, key) in living.range((from, to)) {
-            if shown_on[key.0 as usize] != op {
+            if shown_on[key.0 as usize] != Some(op) {
                 omissions.push((key, op));
             }
         }

@@ -3,84 +3,44 @@
 //! A register goes through *before creation*, a chain of values, and *after deletion*: the service
 //! chooses the ids, so an item is created once and deleted at most once. Values are unique in the
 //! history, so every read names the write that it saw. All that the fast test needs of a write and
-//! its reads (its *cluster*) is the earliest end and the latest start in it, and these are gathered
-//! here in one pass.
+//! its reads (a *write group*) is the earliest end and the latest start in it, and these are
+//! gathered here in one pass.
 
 use std::collections::HashMap;
 
-use super::{JudgeError, Kind, Weakening, pages};
-use crate::history::{Action, History, Key, Operation, Outcome, Value};
-
-/// No operation.
-pub(crate) const NONE: u32 = u32::MAX;
-
-/// What one operation showed of one item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
-    Value(Value),
-    Absent,
-}
-
-/// One operation that showed the state of one item.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Observation {
-    pub(crate) op: u32,
-    pub(crate) key: Key,
-    pub(crate) seen: Seen,
-}
+use super::anomaly::Kind;
+use super::observation::{Moment, Observation, Op, Seen, Violation};
+use super::pages;
+use super::writes::Writes;
+use crate::history::{Action, Key, Outcome, Value};
 
 /// The two extremes of a write and its reads: by `first_end` the value was certainly in place at
 /// some time, and at `last_start` it was not yet gone for ever.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Zone {
-    pub(crate) first_end: i64,
-    pub(crate) first_end_op: u32,
-    pub(crate) last_start: i64,
-    pub(crate) last_start_op: u32,
+    pub(crate) first_end: Option<Moment>,
+    pub(crate) last_start: Option<Moment>,
     pub(crate) reads: u32,
-    pub(crate) version: Option<u64>,
-    version_op: u32,
+    /// The version, and the operation that first carried it.
+    version: Option<(u64, Op)>,
 }
 
 impl Zone {
-    const EMPTY: Self = Self {
-        first_end: i64::MAX,
-        first_end_op: NONE,
-        last_start: i64::MIN,
-        last_start_op: NONE,
-        reads: 0,
-        version: None,
-        version_op: NONE,
-    };
+    pub(crate) fn version(&self) -> Option<u64> {
+        self.version.map(|(version, _)| version)
+    }
 
-    fn starts(&mut self, at: i64, op: u32) {
-        if self.last_start_op == NONE || at > self.last_start {
-            (self.last_start, self.last_start_op) = (at, op);
+    fn starts(&mut self, at: i64, op: Op) {
+        if self.last_start.is_none_or(|last| at > last.at) {
+            self.last_start = Some(Moment { at, op });
         }
     }
 
-    fn ends(&mut self, at: i64, op: u32) {
-        if at < self.first_end {
-            (self.first_end, self.first_end_op) = (at, op);
+    fn ends(&mut self, at: i64, op: Op) {
+        if self.first_end.is_none_or(|first| at < first.at) {
+            self.first_end = Some(Moment { at, op });
         }
     }
-}
-
-/// What is known about the deletion of one item.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deletion {
-    pub(crate) acknowledged: u32,
-    pub(crate) earliest_unknown: u32,
-}
-
-/// An anomaly that one operation, or two, show by themselves.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fault {
-    pub(crate) kind: Kind,
-    pub(crate) key: Key,
-    pub(crate) op: u32,
-    pub(crate) other: u32,
-    pub(crate) seen: Seen,
 }
 
 /// Lists of something by key, one behind the other in a single allocation.
@@ -91,7 +51,7 @@ pub(crate) struct ByKey<T> {
 }
 
 impl<T: Copy> ByKey<T> {
-    pub(crate) fn new(keys: usize, pairs: &[(Key, T)]) -> Self {
+    fn new(keys: usize, pairs: &[(Key, T)]) -> Self {
         let mut bounds = vec![0_u32; keys + 1];
         for (key, _) in pairs {
             bounds[key.0 as usize + 1] += 1;
@@ -118,387 +78,187 @@ impl<T: Copy> ByKey<T> {
 /// The registers of a history.
 #[derive(Debug)]
 pub(crate) struct Registers<'h> {
-    pub(crate) history: &'h History,
-    pub(crate) weakening: Option<Weakening>,
-    /// The keys of creates whose answer never came, found out from their values.
-    resolved: HashMap<u32, Key>,
-    /// By value: the write that wrote it.
-    writers: Vec<u32>,
+    pub(crate) writes: Writes<'h>,
+    /// Pages that left out an item which they would have shown.
+    omissions: Vec<(Key, Op)>,
     /// By value.
     zones: Vec<Zone>,
     /// By key: values that must have been in place at some time.
     pub(crate) values: ByKey<Value>,
     /// By key: operations that showed the item absent.
-    pub(crate) absences: ByKey<u32>,
-    /// Pages that left out an item which they would have shown.
-    omissions: Vec<(Key, u32)>,
-    creates: Vec<u32>,
-    deletions: Vec<Deletion>,
-    /// By key: something was written to it.
-    judged: Vec<bool>,
-    pub(crate) faults: Vec<Fault>,
+    pub(crate) absences: ByKey<Op>,
+    pub(crate) violations: Vec<Violation>,
 }
 
 impl<'h> Registers<'h> {
-    pub(crate) fn new(
-        history: &'h History,
-        weakening: Option<Weakening>,
-    ) -> Result<Self, JudgeError> {
-        let none = Deletion {
-            acknowledged: NONE,
-            earliest_unknown: NONE,
+    /// Adds to the writes of a history what was seen of them.
+    pub(crate) fn new(mut writes: Writes<'h>) -> Self {
+        let violations = std::mem::take(&mut writes.violations);
+        let omissions = if writes.rules.omissions_are_reads {
+            pages::omissions(&writes)
+        } else {
+            Vec::new()
         };
         let mut registers = Self {
-            history,
-            weakening,
-            resolved: HashMap::new(),
-            writers: vec![NONE; history.value_count()],
+            writes,
+            omissions,
             zones: Vec::new(),
             values: ByKey::new(0, &[]),
             absences: ByKey::new(0, &[]),
-            omissions: Vec::new(),
-            creates: vec![NONE; history.key_count()],
-            deletions: vec![none; history.key_count()],
-            judged: vec![false; history.key_count()],
-            faults: Vec::new(),
-        };
-        registers.find_writes()?;
-        registers.find_lost_creates();
-        registers.omissions = if registers.is_weakened(Weakening::PagesOmitFreely) {
-            Vec::new()
-        } else {
-            pages::omissions(&registers)
+            violations,
         };
         registers.gather();
-        Ok(registers)
-    }
-
-    pub(crate) fn is_weakened(&self, weakening: Weakening) -> bool {
-        self.weakening == Some(weakening)
-    }
-
-    pub(crate) fn operation(&self, op: u32) -> &'h Operation {
-        &self.history.operations()[op as usize]
-    }
-
-    /// The item that an operation addressed, also for a create whose answer never came if its value
-    /// was seen later.
-    pub(crate) fn key_of(&self, op: u32) -> Option<Key> {
-        self.operation(op)
-            .key
-            .or_else(|| self.resolved.get(&op).copied())
-    }
-
-    pub(crate) fn writer(&self, value: Value) -> Option<u32> {
-        Some(self.writers[value.0 as usize]).filter(|&op| op != NONE)
-    }
-
-    /// The item, other than `key`, to which the value was written.
-    pub(crate) fn writer_of_other(&self, value: Option<Value>, key: Key) -> Option<Key> {
-        self.key_of(self.writer(value?)?)
-            .filter(|&other| other != key)
+        registers
     }
 
     pub(crate) fn zone(&self, value: Value) -> &Zone {
         &self.zones[value.0 as usize]
     }
 
-    pub(crate) fn create(&self, key: Key) -> Option<u32> {
-        Some(self.creates[key.0 as usize]).filter(|&op| op != NONE)
-    }
-
-    pub(crate) fn deletion(&self, key: Key) -> Deletion {
-        self.deletions[key.0 as usize]
-    }
-
-    /// The keys to which something was written. Of others the history says too little to judge
-    /// them.
-    pub(crate) fn judged_keys(&self) -> impl Iterator<Item = Key> + '_ {
-        (0..self.judged.len())
-            .filter(|&key| self.judged[key])
-            .map(|key| Key(key as u32))
-    }
-
-    pub(crate) fn is_judged(&self, key: Key) -> bool {
-        self.judged[key.0 as usize]
-    }
-
-    /// The outcome that the test works with.
-    pub(crate) fn outcome(&self, operation: &Operation) -> Outcome {
-        match (self.weakening, operation.outcome) {
-            (Some(Weakening::UnknownIsDone), Outcome::Unknown) => Outcome::Ok,
-            (Some(Weakening::UnknownIsNever), Outcome::Unknown) => Outcome::Failed,
-            (Some(Weakening::FailedIsUnknown), Outcome::Failed) => Outcome::Unknown,
-            (_, outcome) => outcome,
-        }
-    }
-
-    fn fault(&mut self, kind: Kind, key: Key, op: u32, other: u32, seen: Seen) {
-        self.faults.push(Fault {
-            kind,
-            key,
-            op,
-            other,
-            seen,
-        });
-    }
-
-    fn find_writes(&mut self) -> Result<(), JudgeError> {
-        let history = self.history;
-        for (op, operation) in (0_u32..).zip(history.operations()) {
-            match operation.action {
-                Action::Create | Action::Update => {
-                    let Some(value) = operation.value else {
-                        continue;
-                    };
-                    let writer = &mut self.writers[value.0 as usize];
-                    if *writer != NONE {
-                        return Err(JudgeError::ValueWrittenTwice {
-                            value: history.value_name(value).to_owned(),
-                        });
-                    }
-                    *writer = op;
-                    let Some(key) = operation.key else { continue };
-                    self.judged[key.0 as usize] = true;
-                    if operation.action == Action::Create && operation.outcome != Outcome::Failed {
-                        let create = self.creates[key.0 as usize];
-                        if create == NONE {
-                            self.creates[key.0 as usize] = op;
-                        } else {
-                            self.fault(Kind::DuplicateKey, key, op, create, Seen::Value(value));
-                        }
-                    }
-                }
-                Action::Delete => {
-                    let Some(key) = operation.key else { continue };
-                    self.judged[key.0 as usize] = true;
-                    let outcome = self.outcome(operation);
-                    let deletion = &mut self.deletions[key.0 as usize];
-                    match outcome {
-                        Outcome::Ok if deletion.acknowledged == NONE => {
-                            deletion.acknowledged = op;
-                        }
-                        Outcome::Ok => {
-                            let other = deletion.acknowledged;
-                            self.fault(Kind::DoubleDelete, key, op, other, Seen::Absent);
-                        }
-                        Outcome::Unknown => {
-                            let earliest = deletion.earliest_unknown;
-                            if earliest == NONE
-                                || history.operations()[earliest as usize].start > operation.start
-                            {
-                                deletion.earliest_unknown = op;
-                            }
-                        }
-                        Outcome::Absent | Outcome::Failed => {}
-                    }
-                }
-                Action::Read | Action::List => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// A create whose answer never came has no key; the first sight of its value tells which item
-    /// it made.
-    fn find_lost_creates(&mut self) {
-        let history = self.history;
-        let sight = |registers: &mut Self, key: Key, value: Value| {
-            let op = registers.writers[value.0 as usize];
-            if op == NONE || registers.resolved.contains_key(&op) {
-                return;
-            }
-            let create = &history.operations()[op as usize];
-            if create.action == Action::Create && create.key.is_none() {
-                registers.resolved.insert(op, key);
-                registers.judged[key.0 as usize] = true;
-                if registers.creates[key.0 as usize] == NONE {
-                    registers.creates[key.0 as usize] = op;
-                }
-            }
-        };
-        for operation in history.operations() {
-            if let Some(page) = history.page(operation) {
-                for entry in history.entries(page) {
-                    sight(self, entry.key, entry.value);
-                }
-            } else if operation.action == Action::Read
-                && let (Outcome::Ok, Some(key), Some(value)) =
-                    (operation.outcome, operation.key, operation.value)
-            {
-                sight(self, key, value);
-            }
-        }
-    }
-
     /// Calls `each` for everything that the history shows of judged items, and the version shown
     /// with it.
     pub(crate) fn observations(&self, mut each: impl FnMut(Observation, Option<u64>)) {
-        let history = self.history;
-        for (op, operation) in (0_u32..).zip(history.operations()) {
+        let writes = &self.writes;
+        let history = writes.history;
+        let mut show = |op, key, seen, version| each(Observation { op, key, seen }, version);
+        for (op, operation) in Op::all(history) {
             if let Some(page) = history.page(operation) {
-                if self.is_weakened(Weakening::PagesShowNothing) {
+                if !writes.rules.entries_are_reads {
                     continue;
                 }
-                for entry in history
-                    .entries(page)
-                    .filter(|entry| self.is_judged(entry.key))
-                {
-                    each(
-                        Observation {
-                            op,
-                            key: entry.key,
-                            seen: Seen::Value(entry.value),
-                        },
-                        entry.version,
-                    );
+                for entry in history.entries(page) {
+                    if writes.is_judged(entry.key) {
+                        show(op, entry.key, Seen::Value(entry.value), entry.version);
+                    }
                 }
                 continue;
             }
-            let Some(key) = operation.key.filter(|&key| self.is_judged(key)) else {
+            let Some(key) = operation.key.filter(|&key| writes.is_judged(key)) else {
                 continue;
             };
             if operation.outcome == Outcome::Absent {
-                each(
-                    Observation {
-                        op,
-                        key,
-                        seen: Seen::Absent,
-                    },
-                    None,
-                );
+                show(op, key, Seen::Absent, None);
             } else if operation.action == Action::Read
                 && operation.outcome == Outcome::Ok
                 && let Some(value) = operation.value
             {
-                each(
-                    Observation {
-                        op,
-                        key,
-                        seen: Seen::Value(value),
-                    },
-                    operation.version,
-                );
+                show(op, key, Seen::Value(value), operation.version);
             }
         }
         for &(key, op) in &self.omissions {
-            each(
-                Observation {
-                    op,
-                    key,
-                    seen: Seen::Absent,
-                },
-                None,
-            );
+            show(op, key, Seen::Absent, None);
         }
     }
 
     fn gather(&mut self) {
-        let mut zones = vec![Zone::EMPTY; self.history.value_count()];
-        let mut of_key: Vec<(Key, Value)> = Vec::new();
-        let mut absences: Vec<(Key, u32)> = Vec::new();
+        let writes = &self.writes;
+        let rules = &writes.rules;
+        let mut zones = self.zones_of_writes();
+        let mut absences: Vec<(Key, Op)> = Vec::new();
+        // An item that was there before the history began has one value that nobody in it wrote.
         let mut initial: HashMap<Key, Value> = HashMap::new();
-        let mut faults = Vec::new();
-        let mut fault = |kind, key, op, other, seen| {
-            faults.push(Fault {
+        let mut initial_of: HashMap<Value, Key> = HashMap::new();
+        let mut violations = Vec::new();
+        let mut violation = |kind, Observation { op, key, seen }, other| {
+            violations.push(Violation {
                 kind,
                 key,
                 op,
                 other,
                 seen,
-            })
+            });
         };
 
-        for (value, &op) in self.writers.iter().enumerate() {
-            if op == NONE {
-                continue;
-            }
-            let operation = self.operation(op);
-            let outcome = self.outcome(operation);
-            let zone = &mut zones[value];
-            if matches!(outcome, Outcome::Ok | Outcome::Unknown) {
-                zone.starts(operation.start, op);
-            }
-            if outcome == Outcome::Ok {
-                if !self.is_weakened(Weakening::AcknowledgementIsNothing) {
-                    zone.ends(operation.end, op);
-                }
-                zone.version = operation.version;
-                zone.version_op = op;
-            }
-        }
-
-        self.observations(|Observation { op, key, seen }, version| {
+        self.observations(|observation, version| {
+            let Observation { op, key, seen } = observation;
             let Seen::Value(value) = seen else {
                 absences.push((key, op));
                 return;
             };
-            let operation = self.operation(op);
-            let writer = self.writers[value.0 as usize];
-            if writer == NONE {
-                // An item that was there before the history began has one value that nobody in it
-                // wrote.
-                let first = *initial.entry(key).or_insert(value);
-                if self.create(key).is_some() || first != value {
-                    if !self.is_weakened(Weakening::AnyValue) {
-                        fault(Kind::UnwrittenValue, key, op, NONE, seen);
+            let operation = writes.operation(op);
+            if let Some(writer) = writes.writer(value) {
+                let write = writes.operation(writer);
+                if writes.key_of(writer) != Some(key) {
+                    if rules.values_were_written {
+                        violation(Kind::UnwrittenValue, observation, Some(writer));
+                    }
+                    return;
+                }
+                if matches!(writes.outcome(write), Outcome::Failed | Outcome::Absent) {
+                    violation(Kind::FailedWriteSeen, observation, Some(writer));
+                    return;
+                }
+                if operation.end < write.start {
+                    if rules.values_were_written_before {
+                        violation(Kind::ValueFromFuture, observation, Some(writer));
                     }
                     return;
                 }
             } else {
-                let write = self.operation(writer);
-                if self.key_of(writer) != Some(key) {
-                    if !self.is_weakened(Weakening::AnyValue) {
-                        fault(Kind::UnwrittenValue, key, op, writer, seen);
-                    }
-                    return;
-                }
-                if matches!(self.outcome(write), Outcome::Failed | Outcome::Absent) {
-                    fault(Kind::FailedWriteSeen, key, op, writer, seen);
-                    return;
-                }
-                if operation.end < write.start {
-                    if !self.is_weakened(Weakening::FutureIsFine) {
-                        fault(Kind::ValueFromFuture, key, op, writer, seen);
+                let first = *initial.entry(key).or_insert_with(|| {
+                    initial_of.entry(value).or_insert(key);
+                    value
+                });
+                if writes.create(key).is_some() || first != value {
+                    if rules.values_were_written {
+                        violation(Kind::UnwrittenValue, observation, None);
                     }
                     return;
                 }
             }
             let zone = &mut zones[value.0 as usize];
-            if version.is_some() {
-                if zone.version.is_none() {
-                    (zone.version, zone.version_op) = (version, op);
-                } else if zone.version != version {
-                    fault(Kind::ChangedVersion, key, op, zone.version_op, seen);
+            if let Some(version) = version {
+                let (known, by) = *zone.version.get_or_insert((version, op));
+                if known != version {
+                    violation(Kind::ChangedVersion, observation, Some(by));
                 }
             }
             zone.reads += 1;
-            if self.is_weakened(Weakening::ReadsProveNothing) {
-                return;
+            if rules.reads_are_evidence {
+                zone.starts(operation.start, op);
+                zone.ends(operation.end, op);
             }
-            zone.starts(operation.start, op);
-            zone.ends(operation.end, op);
         });
 
-        for (number, zone) in zones.iter().enumerate() {
-            let value = Value(number as u32);
+        let mut of_key: Vec<(Key, Value)> = Vec::new();
+        for (value, zone) in (0..).map(Value).zip(&zones) {
             // What nobody is sure about and nobody saw may as well never have happened.
-            let happened = zone.first_end != i64::MAX && zone.last_start_op != NONE;
-            let key = match self.writers[number] {
-                NONE => initial
-                    .iter()
-                    .find(|&(_, &first)| first == value)
-                    .map(|(&key, _)| key),
-                op => self.key_of(op),
-            };
-            if let (true, Some(key)) = (happened, key) {
-                of_key.push((key, value));
+            if zone.first_end.is_none() || zone.last_start.is_none() {
+                continue;
             }
+            let key = match writes.writer(value) {
+                Some(op) => writes.key_of(op),
+                None => initial_of.get(&value).copied(),
+            };
+            of_key.extend(key.map(|key| (key, value)));
         }
-        let keys = self.history.key_count();
+        let keys = writes.history.key_count();
         self.values = ByKey::new(keys, &of_key);
         self.absences = ByKey::new(keys, &absences);
         self.zones = zones;
-        self.faults.append(&mut faults);
+        self.violations.append(&mut violations);
+    }
+
+    /// Returns the zones of all values, as far as the writes alone tell them.
+    fn zones_of_writes(&self) -> Vec<Zone> {
+        let writes = &self.writes;
+        let mut zones = vec![Zone::default(); writes.history.value_count()];
+        for (value, zone) in (0..).map(Value).zip(&mut zones) {
+            let Some(op) = writes.writer(value) else {
+                continue;
+            };
+            let operation = writes.operation(op);
+            let outcome = writes.outcome(operation);
+            if matches!(outcome, Outcome::Ok | Outcome::Unknown) {
+                zone.starts(operation.start, op);
+            }
+            if outcome == Outcome::Ok {
+                if writes.rules.acknowledged_writes_took_effect {
+                    zone.ends(operation.end, op);
+                }
+                zone.version = operation.version.map(|version| (version, op));
+            }
+        }
+        zones
     }
 }

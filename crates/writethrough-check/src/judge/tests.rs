@@ -8,8 +8,11 @@ use std::time::Duration;
 use porcupine_rs::{CheckResult, Model, Operation as PorcupineOperation};
 use proptest::prelude::*;
 
+use super::Judge;
+use super::anomaly::Kind;
+use super::findings::{Findings, JudgeError};
+use super::rules::Rules;
 use super::search::{Answer, Call, Event, search};
-use super::{Findings, Judge, JudgeError, Kind, Weakening};
 use crate::history::{Action, Header, History, Outcome, Record, Value, record};
 
 fn fixtures() -> BTreeMap<String, History> {
@@ -75,29 +78,75 @@ fn explanations_are_small_and_name_an_offender() {
 
 /// Each rule is needed: without it, at least the named fixture is judged differently.
 #[test]
-fn every_weakened_judge_is_wrong_about_a_fixture() {
-    let fixtures = fixtures();
-    for (weakening, victim) in [
-        (Weakening::ForwardZonesMayOverlap, "bad-values-in-turns"),
-        (Weakening::BackwardZonesMayHide, "bad-nested-zones"),
-        (Weakening::LifeHasNoOrder, "bad-resurrected-item"),
-        (Weakening::VersionsAreFree, "bad-backward-version"),
-        (Weakening::VersionsMayRepeat, "bad-reused-version"),
-        (Weakening::VersionsMayBeSkipped, "bad-skipped-version"),
+fn without_any_one_rule_the_judge_is_wrong_about_a_fixture() {
+    type SwitchOff = fn(&mut Rules);
+    let mutants: [(SwitchOff, &str); 16] = [
         (
-            Weakening::ReadsProveNothing,
+            |rules| rules.forward_zones_are_apart = false,
+            "bad-values-in-turns",
+        ),
+        (
+            |rules| rules.backward_zones_are_outside = false,
+            "bad-nested-zones",
+        ),
+        (
+            |rules| rules.life_has_an_order = false,
+            "bad-resurrected-item",
+        ),
+        (|rules| rules.versions_grow = false, "bad-backward-version"),
+        (
+            |rules| rules.versions_are_unique = false,
+            "bad-reused-version",
+        ),
+        (
+            |rules| rules.versions_have_no_gaps = false,
+            "bad-skipped-version",
+        ),
+        (
+            |rules| rules.reads_are_evidence = false,
             "bad-non-monotonic-read-of-unknown-write",
         ),
-        (Weakening::AcknowledgementIsNothing, "bad-lost-write"),
-        (Weakening::UnknownIsDone, "good-unknown-took-effect-later"),
-        (Weakening::UnknownIsNever, "good-unknown-took-effect-later"),
-        (Weakening::FailedIsUnknown, "bad-failed-write-seen"),
-        (Weakening::AnyValue, "bad-unwritten-value"),
-        (Weakening::FutureIsFine, "bad-value-from-future"),
-        (Weakening::AbsenceIsFine, "bad-lost-item"),
-        (Weakening::PagesOmitFreely, "bad-list-misses-item"),
-        (Weakening::PagesShowNothing, "bad-list-shows-deleted-item"),
-    ] {
+        (
+            |rules| rules.acknowledged_writes_took_effect = false,
+            "bad-lost-write",
+        ),
+        (
+            |rules| rules.unknown_is = Outcome::Ok,
+            "good-unknown-took-effect-later",
+        ),
+        (
+            |rules| rules.unknown_is = Outcome::Failed,
+            "good-unknown-took-effect-later",
+        ),
+        (
+            |rules| rules.failed_is = Outcome::Unknown,
+            "bad-failed-write-seen",
+        ),
+        (
+            |rules| rules.values_were_written = false,
+            "bad-unwritten-value",
+        ),
+        (
+            |rules| rules.values_were_written_before = false,
+            "bad-value-from-future",
+        ),
+        (
+            |rules| rules.existing_items_are_found = false,
+            "bad-lost-item",
+        ),
+        (
+            |rules| rules.omissions_are_reads = false,
+            "bad-list-misses-item",
+        ),
+        (
+            |rules| rules.entries_are_reads = false,
+            "bad-list-shows-deleted-item",
+        ),
+    ];
+    let fixtures = fixtures();
+    for (switch_off, victim) in mutants {
+        let mut rules = Rules::ALL;
+        switch_off(&mut rules);
         let right = |judge: &Judge| {
             judge
                 .judge(&fixtures[victim])
@@ -109,9 +158,9 @@ fn every_weakened_judge_is_wrong_about_a_fixture() {
             "{victim}"
         );
         assert_ne!(
-            right(&Judge::weakened(weakening)),
+            right(&Judge::with_rules(rules)),
             Ok(victim.starts_with("good")),
-            "the judge does without {weakening:?}: {victim} tells no difference"
+            "{victim} is judged rightly without a rule: {rules:#?}"
         );
     }
 }

@@ -1,24 +1,26 @@
 //! The fast test: is there an order of a register's writes that real time allows?
 //!
-//! Take each write with the reads of its value as one *cluster*. Values are unique, so a
-//! linearization of the register is a linearization of its clusters, one after the other. Cluster A
-//! has to come before cluster B when an operation of A ended before an operation of B started, that
+//! Take each write with the reads of its value as one *write group*. Values are unique, so a
+//! linearization of the register is a linearization of its groups, one after the other. Group
+//! A has to come before group B when an operation of A ended before an operation of B started, that
 //! is, when `A.first_end < B.last_start`. The history is linearizable exactly when this relation
-//! has no cycle, and it has a cycle exactly when two clusters each have to come before the other:
-//! in any cycle the cluster with the smallest `first_end` has its predecessor as such a partner.
-//! That is the test of Gibbons and Korach (*Testing Shared Memories*, 1997), which speaks of the
-//! same pairs as overlapping forward zones and of backward zones inside forward ones.
+//! has no cycle, and it has a cycle exactly when two groups each have to come before the other: in
+//! any cycle the group with the smallest `first_end` has its predecessor as such a partner. That is
+//! the test of Gibbons and Korach (*Testing Shared Memories*, 1997), which speaks of the same pairs
+//! as overlapping forward zones and of backward zones inside forward ones.
 //!
-//! Unknown outcomes: a write that was seen has no end of its own, so its cluster's `first_end` is
-//! that of its reads; one that was not seen is left out. Creation and deletion: clusters have a
-//! *rank* (before creation, create, update, deletion), a lower rank comes first, and two clusters
+//! Unknown outcomes: a write that was seen has no end of its own, so its group's `first_end` is
+//! that of its reads; one that was not seen is left out. Creation and deletion: groups have a
+//! *rank* (before creation, create, update, deletion), a lower rank comes first, and two groups
 //! of different rank are in conflict when real time says otherwise. Reads of absence belong before
 //! creation whenever that contradicts nothing, else to the deletion.
 //!
-//! The cost is that of sorting the clusters.
+//! The cost is that of sorting the groups.
 
-use super::registers::{Fault, NONE, Registers, Seen};
-use super::{Kind, Weakening};
+use super::anomaly::Kind;
+use super::observation::{Moment, Op, Seen, Violation};
+use super::registers::Registers;
+use super::rules::Rules;
 use crate::history::{Key, Value};
 
 /// Place in an item's life; a lower one comes first.
@@ -31,20 +33,31 @@ pub(crate) enum Rank {
 
 /// A write and all that saw its effect.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Cluster {
+pub(crate) struct WriteGroup {
     pub(crate) rank: Rank,
     /// The value; none for the deletion.
     pub(crate) value: Option<Value>,
-    pub(crate) writer: Option<u32>,
-    pub(crate) first_end: i64,
-    pub(crate) first_end_op: u32,
-    pub(crate) last_start: i64,
-    pub(crate) last_start_op: u32,
+    pub(crate) writer: Option<Op>,
+    pub(crate) first_end: Moment,
+    pub(crate) last_start: Moment,
     pub(crate) reads: u32,
     pub(crate) version: Option<u64>,
 }
 
-/// Two clusters, by index, of which each would have to come before the other.
+impl WriteGroup {
+    /// Says whether real time puts this group before another one.
+    fn comes_before(&self, other: &Self) -> bool {
+        self.first_end.at < other.last_start.at
+    }
+
+    /// Says whether the value was certainly in place for a stretch of time, and not only at some
+    /// moment.
+    fn is_forward(&self) -> bool {
+        self.first_end.at < self.last_start.at
+    }
+}
+
+/// Two write groups, by index, of which each would have to come before the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Conflict {
     pub(crate) one: usize,
@@ -55,21 +68,26 @@ pub(crate) struct Conflict {
 #[derive(Debug)]
 pub(crate) struct Register {
     pub(crate) key: Key,
-    pub(crate) clusters: Vec<Cluster>,
+    pub(crate) groups: Vec<WriteGroup>,
     /// Reads of absence that neither time before creation nor a deletion can explain.
-    pub(crate) faults: Vec<Fault>,
+    pub(crate) violations: Vec<Violation>,
     /// The operation that first showed the item to exist.
-    pub(crate) first_evidence: u32,
+    pub(crate) first_evidence: Option<Op>,
 }
 
 impl Register {
+    /// Makes the register of one item.
     pub(crate) fn new(registers: &Registers<'_>, key: Key) -> Self {
-        let create = registers.create(key);
-        let mut clusters: Vec<Cluster> = Vec::new();
+        let writes = &registers.writes;
+        let create = writes.create(key);
+        let mut groups: Vec<WriteGroup> = Vec::new();
         for &value in registers.values.of(key) {
-            let writer = registers.writer(value);
             let zone = registers.zone(value);
-            clusters.push(Cluster {
+            let (Some(first_end), Some(last_start)) = (zone.first_end, zone.last_start) else {
+                continue;
+            };
+            let writer = writes.writer(value);
+            groups.push(WriteGroup {
                 rank: if writer.is_none() || writer == create {
                     Rank::Create
                 } else {
@@ -77,99 +95,101 @@ impl Register {
                 },
                 value: Some(value),
                 writer,
-                first_end: zone.first_end,
-                first_end_op: zone.first_end_op,
-                last_start: zone.last_start,
-                last_start_op: zone.last_start_op,
+                first_end,
+                last_start,
                 reads: zone.reads,
-                version: zone.version,
+                version: zone.version(),
             });
         }
 
-        let deletion = registers.deletion(key);
-        let acknowledged = (deletion.acknowledged != NONE).then_some(deletion.acknowledged);
-        let unknown = (deletion.earliest_unknown != NONE).then_some(deletion.earliest_unknown);
-        let deleted_by = acknowledged.map(|op| (registers.operation(op).end, op));
-        let (existed_at, first_evidence) = clusters
+        let deletion = writes.deletion(key);
+        let deleter = deletion.acknowledged.or(deletion.earliest_unknown);
+        let deleted = deletion.acknowledged.map(|op| Moment {
+            at: writes.operation(op).end,
+            op,
+        });
+        let existed = groups
             .iter()
-            .map(|cluster| (cluster.first_end, cluster.first_end_op))
-            .chain(deleted_by)
-            .min()
-            .unwrap_or((i64::MAX, NONE));
+            .map(|group| group.first_end)
+            .chain(deleted)
+            .min();
 
-        let mut gone = deleted_by.unwrap_or((i64::MAX, NONE));
+        let mut gone = deleted;
         let mut gone_reads = 0;
-        let mut faults = Vec::new();
-        let deleter = acknowledged.or(unknown);
+        let mut violations = Vec::new();
         for &op in registers.absences.of(key) {
-            let operation = registers.operation(op);
-            if operation.start <= existed_at || registers.is_weakened(Weakening::AbsenceIsFine) {
+            let operation = writes.operation(op);
+            let existed_before = existed.is_some_and(|existed| operation.start > existed.at);
+            if !existed_before || !writes.rules.existing_items_are_found {
                 continue;
             }
             let explained =
-                deleter.is_some_and(|delete| registers.operation(delete).start <= operation.end);
+                deleter.is_some_and(|delete| writes.operation(delete).start <= operation.end);
             if !explained {
-                let kind = if operation.page.is_some() {
-                    Kind::ListMissesItem
-                } else {
-                    Kind::LostItem
-                };
-                let other = deleter.unwrap_or(NONE);
-                faults.push(Fault {
-                    kind,
+                violations.push(Violation {
+                    kind: if operation.page.is_some() {
+                        Kind::ListMissesItem
+                    } else {
+                        Kind::LostItem
+                    },
                     key,
                     op,
-                    other,
+                    other: deleter,
                     seen: Seen::Absent,
                 });
                 continue;
             }
             gone_reads += 1;
-            gone = gone.min((operation.end, op));
+            let seen = Moment {
+                at: operation.end,
+                op,
+            };
+            gone = Some(gone.map_or(seen, |gone| gone.min(seen)));
         }
-        if let Some(delete) = deleter.filter(|_| gone.1 != NONE) {
-            clusters.push(Cluster {
+        if let Some((delete, first_end)) = deleter.zip(gone) {
+            groups.push(WriteGroup {
                 rank: Rank::Deletion,
                 value: None,
                 writer: Some(delete),
-                first_end: gone.0,
-                first_end_op: gone.1,
+                first_end,
                 // Nothing comes after it.
-                last_start: i64::MAX,
-                last_start_op: delete,
+                last_start: Moment {
+                    at: i64::MAX,
+                    op: delete,
+                },
                 reads: gone_reads,
                 version: None,
             });
         }
         Self {
             key,
-            clusters,
-            faults,
-            first_evidence,
+            groups,
+            violations,
+            first_evidence: existed.map(|existed| existed.op),
         }
     }
 
-    /// All clusters that are in conflict with another one, each with one partner.
-    pub(crate) fn conflicts(&self, weakening: Option<Weakening>) -> Vec<Conflict> {
+    /// Finds all groups that are in conflict with another one, each with one partner.
+    pub(crate) fn conflicts(&self, rules: &Rules) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
-        if weakening != Some(Weakening::LifeHasNoOrder) {
+        if rules.life_has_an_order {
             self.rank_conflicts(&mut conflicts);
         }
-        if weakening != Some(Weakening::VersionsAreFree) {
+        if rules.versions_grow {
             self.version_conflicts(&mut conflicts);
         }
-        self.zone_conflicts(weakening, &mut conflicts);
+        self.zone_conflicts(rules, &mut conflicts);
         conflicts
     }
 
     fn rank_conflicts(&self, conflicts: &mut Vec<Conflict>) {
         for rank in [Rank::Update, Rank::Deletion] {
-            let first = (0..self.clusters.len())
-                .filter(|&at| self.clusters[at].rank >= rank)
-                .min_by_key(|&at| self.clusters[at].first_end);
+            let first = (0..self.groups.len())
+                .filter(|&at| self.groups[at].rank >= rank)
+                .min_by_key(|&at| self.groups[at].first_end.at);
             let Some(later) = first else { continue };
-            for (at, cluster) in self.clusters.iter().enumerate() {
-                if cluster.rank < rank && self.clusters[later].first_end < cluster.last_start {
+            for (at, group) in self.groups.iter().enumerate() {
+                if group.rank < rank && self.groups[later].comes_before(group) {
                     conflicts.push(Conflict {
                         one: at,
                         other: later,
@@ -180,15 +200,15 @@ impl Register {
     }
 
     fn version_conflicts(&self, conflicts: &mut Vec<Conflict>) {
-        let mut order: Vec<usize> = (0..self.clusters.len())
-            .filter(|&at| self.clusters[at].version.is_some())
+        let mut order: Vec<usize> = (0..self.groups.len())
+            .filter(|&at| self.groups[at].version.is_some())
             .collect();
-        order.sort_unstable_by_key(|&at| std::cmp::Reverse(self.clusters[at].version));
+        order.sort_unstable_by_key(|&at| std::cmp::Reverse(self.groups[at].version));
         let mut first: Option<usize> = None;
-        for run in order.chunk_by(|&a, &b| self.clusters[a].version == self.clusters[b].version) {
+        for run in order.chunk_by(|&a, &b| self.groups[a].version == self.groups[b].version) {
             for &at in run {
                 if let Some(higher) = first
-                    && self.clusters[higher].first_end < self.clusters[at].last_start
+                    && self.groups[higher].comes_before(&self.groups[at])
                 {
                     conflicts.push(Conflict {
                         one: at,
@@ -200,31 +220,29 @@ impl Register {
                 .iter()
                 .copied()
                 .chain(first)
-                .min_by_key(|&at| self.clusters[at].first_end);
+                .min_by_key(|&at| self.groups[at].first_end.at);
         }
     }
 
-    fn zone_conflicts(&self, weakening: Option<Weakening>, conflicts: &mut Vec<Conflict>) {
-        let zones = &self.clusters;
+    fn zone_conflicts(&self, rules: &Rules, conflicts: &mut Vec<Conflict>) {
+        let zones = &self.groups;
         let values = (0..zones.len()).filter(|&at| zones[at].rank != Rank::Deletion);
         let (mut forward, backward): (Vec<usize>, Vec<usize>) =
-            values.partition(|&at| zones[at].first_end < zones[at].last_start);
-        forward.sort_unstable_by_key(|&at| zones[at].first_end);
+            values.partition(|&at| zones[at].is_forward());
+        forward.sort_unstable_by_key(|&at| zones[at].first_end.at);
         // longest[i]: of the first i forward zones, the one that reaches farthest.
         let mut longest: Vec<usize> = Vec::with_capacity(forward.len());
         for &at in &forward {
             let reaching = match longest.last() {
                 None => at,
                 Some(&farthest) => {
-                    if zones[at].first_end < zones[farthest].last_start
-                        && weakening != Some(Weakening::ForwardZonesMayOverlap)
-                    {
+                    if zones[at].comes_before(&zones[farthest]) && rules.forward_zones_are_apart {
                         conflicts.push(Conflict {
                             one: farthest,
                             other: at,
                         });
                     }
-                    if zones[at].last_start > zones[farthest].last_start {
+                    if zones[at].last_start.at > zones[farthest].last_start.at {
                         at
                     } else {
                         farthest
@@ -233,14 +251,13 @@ impl Register {
             };
             longest.push(reaching);
         }
-        if weakening == Some(Weakening::BackwardZonesMayHide) {
+        if !rules.backward_zones_are_outside {
             return;
         }
         for at in backward {
-            let before =
-                forward.partition_point(|&other| zones[other].first_end < zones[at].last_start);
+            let before = forward.partition_point(|&other| zones[other].comes_before(&zones[at]));
             if let Some(&farthest) = before.checked_sub(1).and_then(|last| longest.get(last))
-                && zones[at].first_end < zones[farthest].last_start
+                && zones[at].comes_before(&zones[farthest])
             {
                 conflicts.push(Conflict {
                     one: farthest,
@@ -250,15 +267,15 @@ impl Register {
         }
     }
 
-    /// Two clusters that carry the same version, if there are such.
+    /// Finds pairs of groups that carry the same version.
     pub(crate) fn reused_versions(&self) -> Vec<Conflict> {
-        let mut order: Vec<usize> = (0..self.clusters.len())
-            .filter(|&at| self.clusters[at].version.is_some())
+        let mut order: Vec<usize> = (0..self.groups.len())
+            .filter(|&at| self.groups[at].version.is_some())
             .collect();
-        order.sort_unstable_by_key(|&at| (self.clusters[at].version, self.clusters[at].first_end));
+        order.sort_unstable_by_key(|&at| (self.groups[at].version, self.groups[at].first_end.at));
         order
             .windows(2)
-            .filter(|pair| self.clusters[pair[0]].version == self.clusters[pair[1]].version)
+            .filter(|pair| self.groups[pair[0]].version == self.groups[pair[1]].version)
             .map(|pair| Conflict {
                 one: pair[0],
                 other: pair[1],
@@ -266,20 +283,20 @@ impl Register {
             .collect()
     }
 
-    /// The versions that no write can have been given: more holes between the lowest and the
+    /// Finds the versions that no write can have been given: more holes between the lowest and the
     /// highest version seen than there are writes of unknown outcome that nobody saw.
     pub(crate) fn skipped_versions(&self, unseen_writes: u64) -> Option<Vec<u64>> {
         if self
-            .clusters
+            .groups
             .iter()
-            .any(|cluster| cluster.value.is_some() && cluster.version.is_none())
+            .any(|group| group.value.is_some() && group.version.is_none())
         {
             return None;
         }
         let mut versions: Vec<u64> = self
-            .clusters
+            .groups
             .iter()
-            .filter_map(|cluster| cluster.version)
+            .filter_map(|group| group.version)
             .collect();
         versions.sort_unstable();
         versions.dedup();
