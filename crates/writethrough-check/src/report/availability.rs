@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::{percent, quantile};
 use crate::history::{History, Operation, Outcome};
 use crate::time::millis;
 
@@ -113,6 +112,22 @@ pub(crate) fn measure_some(
     }
 }
 
+/// Computes `answered` of `invoked` in percent, rounded down, so that 100 means all; 100 when
+/// nothing was invoked.
+pub(crate) fn percent(answered: u64, invoked: u64, decimals: i32) -> f64 {
+    if invoked == 0 {
+        return 100.0;
+    }
+    let unit = 10_f64.powi(decimals);
+    (answered as f64 * 100.0 * unit / invoked as f64).floor() / unit
+}
+
+/// Returns the smallest of the sorted numbers that `percent` of them do not exceed.
+pub(crate) fn quantile(sorted: &[i64], percent: usize) -> i64 {
+    let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(at).copied().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,5 +150,13 @@ mod tests {
         assert_eq!(availability.writes.percent, 50.0);
         assert_eq!(availability.reads.percent, 100.0);
         assert_eq!(measure(&history, 5_000_000..i64::MAX).writes.percent, 100.0);
+    }
+
+    #[test]
+    fn quantiles_of_few() {
+        assert_eq!(quantile(&[], 99), 0);
+        assert_eq!(quantile(&[7], 50), 7);
+        assert_eq!(quantile(&[1, 2, 3, 4], 50), 2);
+        assert_eq!(quantile(&[1, 2, 3, 4], 100), 4);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-use super::{Bucket, Summary, Verdict, bucket_name};
+use super::summary::{Bucket, Summary, Verdict};
 use crate::history::{Action, History, Operation, Outcome};
 use crate::judge::{Anomaly, Findings, Role};
 use crate::time::duration;
@@ -38,7 +38,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// The whole report as an HTML page that needs nothing but itself.
+/// Writes the whole report as an HTML page that needs nothing but itself.
 #[must_use]
 pub fn page(summary: &Summary, history: &History, findings: Option<&Findings>) -> String {
     let mut out = String::new();
@@ -259,7 +259,7 @@ fn histogram(buckets: &[Bucket], out: &mut String) -> fmt::Result {
         } else {
             0.0
         });
-        let name = bucket_name(bucket);
+        let name = bucket.name();
         write!(
             out,
             "<text x=105 y={0} text-anchor=end>{name}</text><rect x=112 y={y} width={width:.1} height=15 class=offender />\
@@ -273,7 +273,7 @@ fn histogram(buckets: &[Bucket], out: &mut String) -> fmt::Result {
     Ok(())
 }
 
-/// A time before or after the left edge of a timeline.
+/// Formats a time before or after the left edge of a timeline.
 fn signed(ns: i64) -> String {
     if ns < 0 {
         format!("-{}", duration(-ns))

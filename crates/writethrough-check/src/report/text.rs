@@ -2,12 +2,14 @@
 
 use std::fmt::{self, Write};
 
-use super::{Summary, UnderFaults, Verdict, anomalies, bucket_name, percent};
+use super::availability::percent;
+use super::faults::UnderFaults;
+use super::summary::{Bucket, Summary, Verdict};
 use crate::history::{Action, Outcome};
 use crate::judge::Role;
 use crate::time::duration;
 
-/// The summary as plain text, ending in a new line.
+/// Writes the summary as plain text that ends in a new line.
 #[must_use]
 pub fn text(summary: &Summary) -> String {
     let mut out = String::new();
@@ -133,9 +135,9 @@ fn write(summary: &Summary, out: &mut String) -> fmt::Result {
             .max()
             .unwrap_or(1)
             .max(1);
-        let used = |bucket: &&super::Bucket| bucket.reads > 0;
+        let used = |bucket: &&Bucket| bucket.reads > 0;
         for bucket in summary.staleness.iter().filter(used) {
-            let name = bucket_name(bucket);
+            let name = bucket.name();
             let bar = "#".repeat((bucket.reads * 40).div_ceil(most) as usize);
             writeln!(out, "  {name:>14} {:>9} {bar}", bucket.reads)?;
         }
@@ -281,4 +283,13 @@ fn under_faults(faults: &UnderFaults, out: &mut String) -> fmt::Result {
         writeln!(out, "  the nemesis failed: {error}")?;
     }
     Ok(())
+}
+
+/// Counts in words: "1 anomaly", "2 anomalies".
+fn anomalies(count: u64) -> String {
+    if count == 1 {
+        "1 anomaly".to_owned()
+    } else {
+        format!("{count} anomalies")
+    }
 }
