@@ -104,7 +104,10 @@ mod write;
 mod write_through;
 
 pub mod cache;
+pub mod entity;
 pub mod fence;
+pub mod format;
+pub mod writing;
 
 pub use cache::{
     Cache, MemoryCache, RedisCache, RedisCertificates, RedisConnectError, RedisSettings,
