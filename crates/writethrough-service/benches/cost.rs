@@ -227,7 +227,7 @@ impl Ground {
     async fn write(&self, engine: &WriteThrough, id: i64) -> Result<(), Failure> {
         let (ground, key) = (self.clone(), Key::new("row", id));
         let set = WriteSet::new().key(key.clone());
-        let written = engine.write(set, move |guard| {
+        let written = engine.write_set(set, move |guard| {
             let (ground, key) = (ground.clone(), key.clone());
             async move {
                 // Textbook and off have no epoch to be guarded by.

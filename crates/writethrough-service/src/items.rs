@@ -11,8 +11,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use tracing::{Instrument, Span};
 use writethrough::{
-    CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Key, OpError, ReadError,
-    ReadOutcome, Unavailable, WriteError, WriteSet, WriteThrough,
+    CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Indeterminate, Key, OpError,
+    ReadError, ReadOutcome, Unavailable, WriteError, WriteSet, WriteThrough,
 };
 
 use crate::clearing::Clearing;
@@ -150,12 +150,12 @@ pub enum ItemsError {
     #[error("the write was not started: {0}")]
     Engine(Unavailable),
     /// The write may or may not have happened.
-    #[error("the outcome of a write to {id} is unknown: {}", cause.as_ref().map_or("the engine gave up waiting".to_owned(), ToString::to_string))]
+    #[error("the outcome of a write to {id} is unknown: {why}")]
     Indeterminate {
         /// The item.
         id: ItemId,
-        /// What the store said, if it did.
-        cause: Option<StoreError>,
+        /// Why it is unknown.
+        why: Indeterminate<Refusal>,
     },
     /// There is no such item; nothing was written.
     #[error("there is no such item")]
@@ -380,20 +380,19 @@ impl Items {
         };
         let written = self
             .engine
-            .write(set, run)
+            .write_set(set, run)
             .await
             .map_err(|error| match error {
                 WriteError::Rejected(Refusal::Missing) => ItemsError::NotFound,
                 WriteError::Rejected(Refusal::Mismatch) => ItemsError::Mismatch,
                 WriteError::Rejected(Refusal::Store(error)) => ItemsError::Store(error),
                 WriteError::Unavailable(why) => ItemsError::Engine(why),
-                WriteError::Indeterminate(refusal) => {
-                    let cause = match refusal {
-                        Some(Refusal::Store(error)) => Some(error),
-                        _ => None,
-                    };
-                    ItemsError::Indeterminate { id, cause }
-                }
+                WriteError::Indeterminate(why) => ItemsError::Indeterminate { id, why },
+                // A kind of failure that this version does not know says nothing about the effect.
+                _ => ItemsError::Indeterminate {
+                    id,
+                    why: Indeterminate::Abandoned,
+                },
             })?;
         let timing = WriteTiming {
             cache: written.cache_time,

@@ -19,7 +19,7 @@ async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Resu
     let (pool, name) = (pool.clone(), name.to_owned());
     let key = Key::new("price", &name);
     let keys = WriteSet::new().key(key.clone());
-    let write = cached.write(keys, move |guard| {
+    let write = cached.write_set(keys, move |guard| {
         let (pool, name, key) = (pool.clone(), name.clone(), key.clone());
         async move {
             const SQL: &str = "INSERT INTO prices SELECT $2, $3 FROM writethrough.guard($1)

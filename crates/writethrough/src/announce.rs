@@ -4,14 +4,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 use writethrough_protocol::write::keeps_value;
 use writethrough_protocol::{Epoch, Mode, Token};
 
 use crate::cache::End;
 use crate::cache::observed::Observed;
-use crate::engine::{Engine, new_token};
+use crate::engine::{Engine, NewValue, new_token};
 use crate::error::CacheError;
 use crate::key::{Key, WriteSet};
 
@@ -105,21 +104,23 @@ impl Announced {
     pub(crate) async fn end(
         &self,
         engine: &Engine,
-        mut values: HashMap<Key, Option<Bytes>>,
+        mut values: HashMap<Key, NewValue>,
     ) -> Result<(), CacheError> {
         let ends: Vec<End> = self
             .keys
             .iter()
             .map(|(name, key)| {
-                let value = key
+                let kept = key
                     .as_ref()
                     .filter(|_| keeps_value(self.begun_again))
-                    .and_then(|key| engine.kept(key.as_str(), values.remove(key)?))
-                    .map(Some);
+                    .and_then(|key| engine.kept(key.as_str(), values.remove(key)?));
+                let (value, ttl) = kept.map_or((None, Duration::ZERO), |(payload, ttl)| {
+                    (Some(payload), ttl)
+                });
                 End {
                     key: name.clone(),
                     value,
-                    ttl: engine.jittered(engine.settings.ttl),
+                    ttl,
                 }
             })
             .collect();

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
-use writethrough_protocol::{Epoch, Node, Token};
+use writethrough_protocol::{Epoch, Node, Payload, Token};
 
 use crate::cache::{Cache, Session};
 use crate::clock;
@@ -84,6 +84,15 @@ pub(crate) struct Proposed {
     pub(crate) epoch: Epoch,
     pub(crate) reason: String,
     pub(crate) at: Instant,
+}
+
+/// What a write leaves in the cache under one of its keys.
+#[derive(Debug)]
+pub(crate) struct NewValue {
+    /// None: it is not to be cached.
+    pub(crate) payload: Option<Payload>,
+    /// None: as the settings of the engine say.
+    pub(crate) ttl: Option<Duration>,
 }
 
 impl Engine {
@@ -185,14 +194,19 @@ impl Engine {
         false
     }
 
-    /// The value that a write leaves in the cache under the key of this name, if it may be kept.
-    pub(crate) fn kept(&self, name: &str, value: Option<Bytes>) -> Option<Bytes> {
-        let Some(bytes) = value else {
+    /// What a write leaves in the cache under the key of this name, if it may be kept, and how long.
+    pub(crate) fn kept(&self, name: &str, value: NewValue) -> Option<(Payload, Duration)> {
+        let Some(payload) = value.payload else {
             self.counters.declined.add(1);
             return None;
         };
-        self.fits(name, bytes.len(), self.settings.max_value_bytes)
-            .then_some(bytes)
+        let bytes = payload.as_ref().map_or(0, |bytes| bytes.len());
+        let ttl = match value.ttl {
+            Some(ttl) => self.jittered(ttl),
+            None => self.value_ttl(&payload),
+        };
+        self.fits(name, bytes, self.settings.max_value_bytes)
+            .then_some((payload, ttl))
     }
 
     pub(crate) fn cache_failed(&self, what: &str, error: &CacheError) {

@@ -1,5 +1,6 @@
 //! Errors by what the caller should do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use writethrough_protocol::Epoch;
@@ -19,8 +20,9 @@ pub enum StartError {
     NoRuntime(#[from] NoRuntime),
 }
 
-/// Why the engine could not run a write. Nothing was written.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a write was not made, past what the operation itself refuses. Nothing was written.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum Unavailable {
     /// The fence (the database's epoch row) has not been reachable, so no epoch is active.
     #[error("the epoch could not be read or changed in time")]
@@ -36,6 +38,13 @@ pub enum Unavailable {
     /// The write names more than [`crate::WriteSet::MAX`] values and collections.
     #[error("a write may change at most {} values and collections", WriteSet::MAX)]
     TooManyKeys,
+    /// The store gave no connection on which a transaction could begin.
+    #[error("there is no connection to the store")]
+    NoConnection(#[source] NoConnection),
+    /// The operation had not committed within [`crate::Settings::write_timeout`]. Its transaction is
+    /// given up.
+    #[error("the operation took too long")]
+    TimedOut,
     /// A background task of the engine has ended, with its runtime or by a panic; see
     /// [`crate::Status::ended`].
     #[error("the engine's background tasks have ended")]
@@ -43,6 +52,18 @@ pub enum Unavailable {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+}
+
+/// Why the store gave no connection, in the words of its driver.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(transparent)]
+pub struct NoConnection(Arc<dyn std::error::Error + Send + Sync>);
+
+#[expect(dead_code, reason = "made by the drivers")]
+impl NoConnection {
+    pub(crate) fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self(Arc::new(error))
+    }
 }
 
 /// How a read failed. Trying again later is always safe.
@@ -63,30 +84,59 @@ pub enum ReadError<E> {
     SharedLoadFailed,
 }
 
-/// How a write failed.
+/// How a write failed, by what the caller should do.
+///
+/// `E` is the caller's own error and need not be a [`std::error::Error`], so its words are part of the
+/// message, and it is no source.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WriteError<E> {
-    /// The operation refused, and had no effect: the caller's own error.
+    /// The operation refused, and had no effect: the caller's own error. (Of
+    /// [`crate::writing::Write::statement`] see there.)
     #[error("the write was refused: {0}")]
     Rejected(E),
     /// Nothing was written; trying again later is safe.
-    #[error("the write could not be started: {0}")]
+    #[error("nothing was written: {0}")]
     Unavailable(Unavailable),
-    /// It may or may not have been written, now or a little later; read to find out. Carries the
-    /// operation's error when there was one.
-    #[error("the outcome of the write is unknown")]
-    Indeterminate(Option<E>),
+    /// It may or may not have been written, now or a little later; read to find out.
+    #[error("the outcome of the write is unknown: {0}")]
+    Indeterminate(Indeterminate<E>),
+}
+
+/// Why it is not known whether a write was made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Indeterminate<E> {
+    /// The store had not answered within [`crate::Settings::write_timeout`].
+    #[error("the store did not answer in time")]
+    TimedOut,
+    /// The store's answer says nothing about the effect, as when the connection was lost during the
+    /// commit: the caller's own error.
+    #[error("{0}")]
+    Store(E),
+    /// The operation panicked, or the runtime of the write ended.
+    #[error("the write was ended half-way, by a panic or with its runtime")]
+    Abandoned,
+    /// The write was made. But its epoch had to end, and the next one was not active by
+    /// [`crate::Settings::write_deadline`], so a read may still return what was before.
+    #[error("it was made, and the cache could not be given up in time")]
+    NotSettled,
 }
 
 /// What an operation reports when it did not commit.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum OpError<E> {
     /// The guard refused: the epoch has changed and nothing was written. The engine starts again.
     Fenced,
     /// Nothing was written, for a reason of the caller's.
     Rejected(E),
-    /// The connection was lost or the time ran out after the statement was sent.
+    /// Nothing was written, for a reason of the store's.
+    Unavailable(Unavailable),
+    /// The connection was lost after the statement was sent.
     Unknown(E),
+    /// There was no answer in time after the statement was sent.
+    TimedOut,
 }
 
 impl<E> OpError<E> {
@@ -95,7 +145,9 @@ impl<E> OpError<E> {
         match self {
             Self::Fenced => OpError::Fenced,
             Self::Rejected(error) => OpError::Rejected(change(error)),
+            Self::Unavailable(why) => OpError::Unavailable(why),
             Self::Unknown(error) => OpError::Unknown(change(error)),
+            Self::TimedOut => OpError::TimedOut,
         }
     }
 }

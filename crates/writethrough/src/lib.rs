@@ -29,7 +29,7 @@
 //!     let key = Key::new("price", "tea");
 //!     let table = prices.clone();
 //!     let written = cached
-//!         .write(WriteSet::new().key(key.clone()), move |guard| {
+//!         .write_set(WriteSet::new().key(key.clone()), move |guard| {
 //!             let (table, key) = (table.clone(), Key::new("price", "tea"));
 //!             async move {
 //!                 table.lock().await.insert("tea", 500);
@@ -113,7 +113,8 @@ pub use cache::{
     Cache, MemoryCache, RedisCache, RedisCertificates, RedisConnectError, RedisSettings,
 };
 pub use error::{
-    CacheError, FenceError, Fenced, OpError, ReadError, StartError, Unavailable, WriteError,
+    CacheError, FenceError, Fenced, Indeterminate, NoConnection, OpError, ReadError, StartError,
+    Unavailable, WriteError,
 };
 pub use fence::postgres;
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};

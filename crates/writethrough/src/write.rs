@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 use writethrough_protocol::write::{
@@ -16,7 +15,8 @@ use crate::announce::Announced;
 use crate::cache::observed::Observed;
 use crate::clock;
 use crate::engine::Engine;
-use crate::error::{OpError, Unavailable, WriteError};
+pub(crate) use crate::engine::NewValue;
+use crate::error::{Indeterminate, OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::key::{Key, WriteSet};
 use crate::runtime;
@@ -37,43 +37,18 @@ enum Permit {
     Leave(Epoch),
 }
 
-/// How an operation has ended.
-enum Ran<T, E> {
-    /// It has committed.
-    Committed(Commit<T>),
-    /// It had no effect, for a reason of its own.
-    NoEffect(E),
-    /// The guard refused it: the epoch is over.
-    Fenced,
-    /// It may have committed; with its error when there was one in time.
-    Unknown(Option<E>),
-}
-
-impl<T, E> Ran<T, E> {
-    /// What the protocol needs to know of it.
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::Committed(_) => Outcome::Committed,
-            Self::NoEffect(_) => Outcome::NoEffect,
-            Self::Fenced => Outcome::Fenced,
-            Self::Unknown(_) => Outcome::Unknown,
-        }
-    }
-}
-
 /// What a committed operation hands to the engine: its output, and the new values to cache.
 #[derive(Debug)]
+#[must_use = "only a commit that is returned tells that the operation has committed"]
 pub struct Commit<T> {
-    output: T,
-    /// None: the value is not to be cached.
-    values: HashMap<Key, Option<Bytes>>,
+    pub(crate) output: T,
+    pub(crate) values: HashMap<Key, NewValue>,
 }
 
 impl<T> Commit<T> {
     /// A commit that caches nothing: the keys of the write are left empty. An operation that found
     /// nothing to write reports [`OpError::Rejected`] instead, since one that never asked for its guard
     /// counts as unguarded.
-    #[must_use]
     pub fn new(output: T) -> Self {
         Self {
             output,
@@ -83,10 +58,10 @@ impl<T> Commit<T> {
 
     /// Caches the value that the write has left in the store under `key`, which must be one of the
     /// keys of the write.
-    #[must_use]
     pub fn cache<V: CacheValue>(mut self, key: &Key, value: &V) -> Self {
-        let value = value.may_be_cached().then(|| value.encode());
-        self.values.insert(key.clone(), value);
+        let payload = value.may_be_cached().then(|| Some(value.encode()));
+        self.values
+            .insert(key.clone(), NewValue { payload, ttl: None });
         self
     }
 }
@@ -190,7 +165,7 @@ impl Engine {
         match runtime.spawn(write.in_current_span()).await {
             Ok(result) => result,
             // The operation panicked, or the runtime is shutting down.
-            Err(_) => Err(WriteError::Indeterminate(None)),
+            Err(_) => Err(WriteError::Indeterminate(Indeterminate::Abandoned)),
         }
     }
 
@@ -250,52 +225,52 @@ impl Engine {
                     }
                 }
             };
-            let (ran, guarded) = match self.fence.enter(epoch).await {
-                Err(_) => (Ran::Fenced, true),
+            let (result, guarded) = match self.fence.enter(epoch).await {
+                Err(_) => (Err(OpError::Fenced), true),
                 Ok(guard) => {
                     let witness = guard.witness();
                     (self.run(op(guard)).await, witness.guarded())
                 }
             };
-            let announced = match (after_write(ran.outcome()), announced) {
+            let step = after_write(outcome(&result));
+            let announced = match (step, announced) {
                 (AfterWrite::Withdraw | AfterWrite::Restart, Some(announced)) => {
                     announced.withdraw(self).await;
                     None
                 }
                 (_, announced) => announced,
             };
-            match ran {
-                Ran::Committed(commit) => {
+            match result {
+                Ok(commit) => {
                     let ended = self
                         .end(&set, epoch, announced, commit.values, guarded, deadline)
-                        .await;
+                        .await
+                        .ok_or(WriteError::Indeterminate(Indeterminate::NotSettled))?;
                     return Ok(Written {
                         output: commit.output,
-                        cache_time: cache_time + ended.ok_or(WriteError::Indeterminate(None))?,
+                        cache_time: cache_time + ended,
                         epoch: epoch.0,
                     });
                 }
-                Ran::NoEffect(error) => return Err(WriteError::Rejected(error)),
-                Ran::Fenced => {
+                Err(_) if step == AfterWrite::Restart => {
                     self.poll_now.notify_one();
                     if !self.wait_until(deadline, |number| number > epoch).await {
                         return Err(self.no_epoch());
                     }
                 }
-                Ran::Unknown(error) => return Err(WriteError::Indeterminate(error)),
+                Err(error) => return Err(failure(error)),
             }
         }
     }
 
     /// Ends a committed write: replaces its intents by its values, or, if that fails, ends its epoch.
-    /// Returns the time spent
-    /// waiting for the cache, or `None` when neither could be done in time.
+    /// Returns the time spent waiting for the cache, or `None` when neither could be done in time.
     async fn end(
         &self,
         set: &WriteSet,
         epoch: Epoch,
         announced: Option<Announced>,
-        mut values: HashMap<Key, Option<Bytes>>,
+        mut values: HashMap<Key, NewValue>,
         guarded: bool,
         deadline: Instant,
     ) -> Option<Duration> {
@@ -343,18 +318,15 @@ impl Engine {
         }
     }
 
-    /// Runs the operation within its bound and sorts its outcome.
+    /// Runs the operation within its bound. It is polled first when the time is over, so that one which
+    /// keeps to the same bound by itself can still tell how it ended.
     async fn run<T, E>(
         &self,
         op: impl Future<Output = Result<Commit<T>, OpError<E>>>,
-    ) -> Ran<T, E> {
-        match timeout(self.settings.write_timeout, op).await {
-            Ok(Ok(commit)) => Ran::Committed(commit),
-            Ok(Err(OpError::Fenced)) => Ran::Fenced,
-            Ok(Err(OpError::Rejected(error))) => Ran::NoEffect(error),
-            Ok(Err(OpError::Unknown(error))) => Ran::Unknown(Some(error)),
-            Err(_) => Ran::Unknown(None),
-        }
+    ) -> Result<Commit<T>, OpError<E>> {
+        timeout(self.settings.write_timeout, op)
+            .await
+            .unwrap_or(Err(OpError::TimedOut))
     }
 
     /// Waits until this node may write, for a moment also for a cache connection that was just
@@ -437,7 +409,7 @@ impl Engine {
     fn misuse(
         &self,
         set: &WriteSet,
-        values: &mut HashMap<Key, Option<Bytes>>,
+        values: &mut HashMap<Key, NewValue>,
         guarded: bool,
     ) -> Option<String> {
         if !guarded {
@@ -556,10 +528,7 @@ impl Engine {
                 let name = key.as_str();
                 let value = commit.values.remove(key);
                 let done = match value.and_then(|value| self.kept(name, value)) {
-                    Some(bytes) => {
-                        let ttl = self.jittered(self.settings.ttl);
-                        session.set(name, Some(bytes), ttl).await
-                    }
+                    Some((payload, ttl)) => session.set(name, payload, ttl).await,
                     None => session.delete(name).await,
                 };
                 // As in the textbook: the write is acknowledged all the same.
@@ -593,12 +562,27 @@ impl Engine {
         Op: FnMut(Guard) -> F,
         F: Future<Output = Result<Commit<T>, OpError<E>>>,
     {
-        match self.run(op(Guard::none())).await {
-            Ran::Committed(commit) => Ok(commit),
-            Ran::NoEffect(error) => Err(WriteError::Rejected(error)),
-            // Without an epoch there is nothing to be fenced by.
-            Ran::Fenced => Err(WriteError::Indeterminate(None)),
-            Ran::Unknown(error) => Err(WriteError::Indeterminate(error)),
-        }
+        self.run(op(Guard::none())).await.map_err(failure)
+    }
+}
+
+/// What the operation's answer says about the database write.
+fn outcome<T, E>(result: &Result<Commit<T>, OpError<E>>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Committed,
+        Err(OpError::Fenced) => Outcome::Fenced,
+        Err(OpError::Rejected(_) | OpError::Unavailable(_)) => Outcome::NoEffect,
+        Err(OpError::Unknown(_) | OpError::TimedOut) => Outcome::Unknown,
+    }
+}
+
+/// What the caller is told when the operation did not commit.
+fn failure<E>(error: OpError<E>) -> WriteError<E> {
+    match error {
+        OpError::Fenced => WriteError::Unavailable(Unavailable::Fence),
+        OpError::Rejected(error) => WriteError::Rejected(error),
+        OpError::Unavailable(why) => WriteError::Unavailable(why),
+        OpError::Unknown(error) => WriteError::Indeterminate(Indeterminate::Store(error)),
+        OpError::TimedOut => WriteError::Indeterminate(Indeterminate::TimedOut),
     }
 }

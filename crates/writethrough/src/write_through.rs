@@ -169,7 +169,7 @@ impl WriteThrough {
     /// faults of the program: the write stands, and is acknowledged once the epoch is over, because the
     /// cache may hold something stale ([`crate::Stats::unannounced_writes`],
     /// [`crate::Stats::unguarded_writes`]).
-    pub async fn write<T, E, Op, F>(
+    pub async fn write_set<T, E, Op, F>(
         &self,
         set: WriteSet,
         op: Op,

@@ -12,8 +12,8 @@ use support::{Gate, Ground, Node, Pair, StoreError, held, until};
 use tokio::task::JoinHandle;
 use writethrough::{
     Bypass, CacheValue, Collection, Commit, Consistency, DecodeError, Epoch, Fence, FenceError,
-    Fenced, Guard, Json, Key, LocalFence, OpError, ReadError, ReadOutcome, RedisCache,
-    RedisSettings, Settings, Unavailable, WriteError, WriteSet,
+    Fenced, Guard, Indeterminate, Json, Key, LocalFence, OpError, ReadError, ReadOutcome,
+    RedisCache, RedisSettings, Settings, Unavailable, WriteError, WriteSet,
 };
 use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
@@ -248,7 +248,7 @@ async fn a_refused_write_leaves_no_intent(pair: Pair) {
     let set = WriteSet::new().key(Key::new("row", "a"));
     let refused = node
         .cached
-        .write(set, |_guard| async {
+        .write_set(set, |_guard| async {
             Err::<Commit<()>, _>(OpError::Rejected(StoreError("no".into())))
         })
         .await;
@@ -265,7 +265,7 @@ async fn an_unknown_outcome_keeps_readers_on_the_store(pair: Pair) {
     let store = node.store.clone();
     let unknown = node
         .cached
-        .write(set, move |guard| {
+        .write_set(set, move |guard| {
             let store = store.clone();
             async move {
                 store.put(&guard, "a", Some("two")).await?;
@@ -273,7 +273,10 @@ async fn an_unknown_outcome_keeps_readers_on_the_store(pair: Pair) {
             }
         })
         .await;
-    assert!(matches!(unknown, Err(WriteError::Indeterminate(Some(_)))));
+    assert!(matches!(
+        unknown,
+        Err(WriteError::Indeterminate(Indeterminate::Store(_)))
+    ));
     let read = node.read("a").await;
     assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::Intent));
     assert_eq!(read.value, Some(Json("two".into())));
@@ -374,7 +377,7 @@ async fn write_member(node: &Node, value: &'static str) {
             Ok(Commit::new(()).cache(&Key::new("row", "a"), &Json(value.to_owned())))
         }
     };
-    node.cached.write(set, op).await.unwrap();
+    node.cached.write_set(set, op).await.unwrap();
 }
 
 async fn a_page_is_cached_until_the_collection_changes(pair: Pair) {
@@ -743,7 +746,7 @@ async fn what_says_that_it_may_not_be_cached_is_served_and_not_cached(pair: Pair
                 Ok(Commit::new(()).cache(&key, &Dotted(value.to_owned())))
             }
         };
-        node.cached.write(set, op).await.unwrap();
+        node.cached.write_set(set, op).await.unwrap();
     };
     let read = async || {
         let load = || async { Ok::<_, StoreError>(node.store.get("a").await.map(Dotted)) };
@@ -784,7 +787,7 @@ async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
                     .cache(&b, &Json(value.to_owned())))
             }
         };
-        node.cached.write(set, op).await.unwrap();
+        node.cached.write_set(set, op).await.unwrap();
     };
     for (count, set) in [
         (1, WriteSet::new().key(Key::new("row", "a"))),
@@ -871,7 +874,7 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
         };
         async move {
             let set = WriteSet::new().key(Key::new("row", "a"));
-            node.cached.write(set, op).await.map(drop)
+            node.cached.write_set(set, op).await.map(drop)
         }
     });
     gate.arrival().await;

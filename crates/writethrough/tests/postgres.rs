@@ -18,7 +18,7 @@ use support::{Ground, Node, Pair, Store, pool_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use writethrough::postgres::UnfitDatabase;
-use writethrough::{Fence, PostgresFence, ReadOutcome, Settings, WriteError};
+use writethrough::{Fence, Indeterminate, PostgresFence, ReadOutcome, Settings, WriteError};
 use writethrough_testbed::{Link, Postgres, Testbed};
 
 /// A primary that a standby follows, and one link to whoever is the primary: as behind a name or a
@@ -360,7 +360,10 @@ async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown(
         let id = format!("row {number}");
         let outcome = node.write(&id, Some("committed")).await;
         assert!(
-            matches!(outcome, Err(WriteError::Indeterminate(Some(_)))),
+            matches!(
+                outcome,
+                Err(WriteError::Indeterminate(Indeterminate::Store(_)))
+            ),
             "{error:?}: {outcome:?}"
         );
         until("the row is there", async || {

@@ -859,7 +859,7 @@ async fn write_all(node: &Node, ids: Vec<String>) -> support::Outcome<()> {
     let set = keys.iter().cloned().fold(WriteSet::new(), WriteSet::key);
     let store = node.store.clone();
     node.cached
-        .write(set, move |guard| {
+        .write_set(set, move |guard| {
             let (keys, ids, store) = (keys.clone(), ids.clone(), store.clone());
             async move {
                 let mut commit = Commit::new(());

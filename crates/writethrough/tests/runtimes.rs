@@ -13,8 +13,8 @@ use futures::executor::block_on;
 use support::{Ground, Node, Pair, until};
 use tokio::runtime::{Builder, Runtime};
 use writethrough::{
-    Bypass, Collection, Commit, Key, LocalFence, MemoryCache, OpError, ReadOutcome, RedisCache,
-    RedisSettings, Settings, WriteError, WriteSet, WriteThrough,
+    Bypass, Collection, Commit, Indeterminate, Key, LocalFence, MemoryCache, OpError, ReadOutcome,
+    RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough,
 };
 
 fn driven_all_the_time() -> Runtime {
@@ -94,7 +94,7 @@ fn begin_write(runtime: &Runtime, node: &Node) -> Receiver<()> {
             }
         };
         cached
-            .write(WriteSet::new().key(Key::new("row", "1")), op)
+            .write_set(WriteSet::new().key(Key::new("row", "1")), op)
             .await
     });
     wait
@@ -136,8 +136,11 @@ fn a_write_whose_operation_panics_is_counted_and_its_outcome_is_unknown() {
     let node = runtime.block_on(ground.node());
     let op = |_guard| async { panic!("an operation of the test") };
     let set = WriteSet::new().key(Key::new("row", "1"));
-    let written = runtime.block_on(node.cached.write::<(), Infallible, _, _>(set, op));
-    assert!(matches!(written, Err(WriteError::Indeterminate(None))));
+    let written = runtime.block_on(node.cached.write_set::<(), Infallible, _, _>(set, op));
+    assert!(matches!(
+        written,
+        Err(WriteError::Indeterminate(Indeterminate::Abandoned))
+    ));
     assert_eq!(node.cached.stats().abandoned_writes, 1);
 }
 

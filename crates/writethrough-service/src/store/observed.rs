@@ -143,7 +143,8 @@ impl Failed for OpError<Refusal> {
             Self::Fenced => Some("fenced"),
             Self::Rejected(Refusal::Missing | Refusal::Mismatch) => None,
             Self::Rejected(Refusal::Store(error)) => Failed::failure(error),
-            Self::Unknown(_) => Some("outcome_unknown"),
+            Self::Unavailable(_) => Some("unavailable"),
+            _ => Some("outcome_unknown"),
         }
     }
 }

@@ -344,7 +344,7 @@ impl Node {
         let key = Key::new("row", &id);
         let set = WriteSet::new().key(key.clone());
         self.cached
-            .write(set, move |guard| {
+            .write_set(set, move |guard| {
                 let (store, id, value) = (store.clone(), id.clone(), value.clone());
                 let (key, gate) = (key.clone(), gate.clone());
                 async move {

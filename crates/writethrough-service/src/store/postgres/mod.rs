@@ -250,6 +250,7 @@ impl PostgresStore {
                     StoreFailure::Unavailable,
                     &error,
                 ))),
+                _ => Err(Failure::Unanswered(no_answer())),
             },
             Err(_) => Err(Failure::Unanswered(no_answer())),
         }
