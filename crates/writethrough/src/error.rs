@@ -45,6 +45,9 @@ pub enum Unavailable {
     /// given up.
     #[error("the operation took too long")]
     TimedOut,
+    /// The operation answered with the commit of another transaction than its own.
+    #[error("the operation did not commit its transaction")]
+    NotCommitted,
     /// A background task of the engine has ended, with its runtime or by a panic; see
     /// [`crate::Status::ended`].
     #[error("the engine's background tasks have ended")]
@@ -59,7 +62,6 @@ pub enum Unavailable {
 #[error(transparent)]
 pub struct NoConnection(Arc<dyn std::error::Error + Send + Sync>);
 
-#[expect(dead_code, reason = "made by the drivers")]
 impl NoConnection {
     pub(crate) fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self(Arc::new(error))
@@ -150,6 +152,17 @@ impl<E> OpError<E> {
             Self::TimedOut => OpError::TimedOut,
         }
     }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// A failed cache command.

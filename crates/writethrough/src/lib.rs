@@ -107,6 +107,7 @@ pub mod cache;
 pub mod entity;
 pub mod fence;
 pub mod format;
+pub mod postgres;
 pub mod writing;
 
 pub use cache::{
@@ -116,7 +117,6 @@ pub use error::{
     CacheError, FenceError, Fenced, Indeterminate, NoConnection, OpError, ReadError, StartError,
     Unavailable, WriteError,
 };
-pub use fence::postgres;
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};

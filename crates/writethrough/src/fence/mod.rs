@@ -11,7 +11,7 @@ use crate::error::{FenceError, Fenced};
 
 pub mod local;
 mod migration;
-pub mod postgres;
+pub(crate) mod postgres;
 
 pub use local::LocalFence;
 pub use postgres::PostgresFence;
@@ -21,7 +21,7 @@ pub use postgres::PostgresFence;
 /// With [`PostgresFence`] it is only a number: put its [`Guard::parameter`] into the statement or the
 /// transaction with `writethrough.guard($1)`. With [`LocalFence`] it holds the epoch in place: keep it
 /// until the write has committed, also when that happens on another thread.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[must_use = "a write is guarded only while this is held or is part of its transaction"]
 pub struct Guard {
     epoch: Epoch,
@@ -81,6 +81,21 @@ impl Guard {
         Witness(self.check.clone())
     }
 
+    /// Tells that the database has checked the epoch within the write's own transaction.
+    pub(crate) fn was_checked(&self) {
+        if let Check::Database(taken) = &self.check {
+            taken.store(true, Ordering::Release);
+        }
+    }
+
+    /// What `writethrough.guard` is to check, for a transaction that is not known yet to be guarded by it.
+    pub(crate) fn to_check(&self) -> Option<i64> {
+        match &self.check {
+            Check::Database(_) => Some(i64::try_from(self.epoch.0).unwrap_or(i64::MAX)),
+            Check::Held { .. } | Check::None => None,
+        }
+    }
+
     /// The epoch that the write was announced in; 0 in textbook and off mode, which have none.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -92,11 +107,10 @@ impl Guard {
     /// ([`crate::Stats::unguarded_writes`]).
     #[must_use]
     pub fn parameter(&self) -> Option<i64> {
-        match &self.check {
-            Check::None => return None,
-            Check::Database(taken) => taken.store(true, Ordering::Release),
-            Check::Held { .. } => {}
+        if matches!(self.check, Check::None) {
+            return None;
         }
+        self.was_checked();
         Some(i64::try_from(self.epoch.0).unwrap_or(i64::MAX))
     }
 }

@@ -27,7 +27,7 @@ use writethrough_protocol::{Epoch, EpochRow, HistoryId, Mode, Proposal, ServerId
 
 pub use super::migration::{MigrateError, migrate_schema};
 use super::{Fence, Guard};
-use crate::error::{FenceError, Fenced, OpError};
+use crate::error::{FenceError, Fenced, OpError, chain};
 
 mod schema {
     refinery::embed_migrations!("migrations");
@@ -163,7 +163,7 @@ impl Drop for Lent {
 }
 
 fn failed(error: impl std::error::Error + 'static) -> FenceError {
-    let reason = describe(&error);
+    let reason = chain(&error);
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(error) = cause {
         if error.downcast_ref().is_some_and(needs_mending) {
@@ -195,16 +195,6 @@ pub fn is_missing(error: &tokio_postgres::Error) -> bool {
     error
         .code()
         .is_some_and(|code| code.code() == MISSING_SQLSTATE || gone.contains(code))
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl PostgresFence {
@@ -389,7 +379,7 @@ async fn query(
             pool.manager().statement_caches.clear();
         }
         if is_missing(&error) {
-            return FenceError::Broken(format!("{MISSING} ({})", describe(&error)));
+            return FenceError::Broken(format!("{MISSING} ({})", chain(&error)));
         }
         failed(error)
     })?;

@@ -1,3 +1,60 @@
 //! The write path that users see: what a write changes, and who may make its commit.
+//!
+//! [`WriteThrough::write`] takes what the write changes and hands its operation, for each attempt, a slot
+//! for each key, a copy of the context, and the one thing that can make a [`Commit`]:
+//!
+//! - [`Write::transaction`]: a transaction of the driver, which is guarded already;
+//! - [`Write::statement`]: a single statement, guarded and committed in its own round trip;
+//! - [`Write::guarded`]: the bare guard, for stores that the library has no driver for.
 
+use crate::error::{OpError, WriteError};
+use crate::write::{Commit, Written};
+use crate::write_through::WriteThrough;
+
+mod guarded;
 pub mod set;
+mod transaction;
+
+pub use guarded::Guarded;
+pub use transaction::{Begin, Driver, Ended, Lent};
+
+use set::Changes;
+
+pub(crate) mod sealed {
+    /// Keeps the drivers to those of this library.
+    pub trait Sealed {}
+}
+
+impl WriteThrough {
+    /// Begins a write of what `changes` names: a key, a collection key, a tuple or a `Vec` of them, or all
+    /// values of an entity ([`crate::entity::Entity::whole`]).
+    ///
+    /// Nothing happens until one of the methods of [`Write`] is awaited.
+    pub fn write<C: Changes>(&self, changes: C) -> Write<'_, C> {
+        Write {
+            engine: self,
+            changes,
+            context: (),
+        }
+    }
+}
+
+/// A write that was described and not begun yet.
+#[must_use = "a write does nothing until it is given its operation and awaited"]
+pub struct Write<'a, C, X = ()> {
+    engine: &'a WriteThrough,
+    changes: C,
+    context: X,
+}
+
+impl<'a, C: Changes, X> Write<'a, C, X> {
+    /// Gives the write what its operation needs. The operation may run more than once, so the library
+    /// clones the context for each attempt.
+    pub fn with<Y: Clone + Send + 'static>(self, context: Y) -> Write<'a, C, Y> {
+        Write {
+            engine: self.engine,
+            changes: self.changes,
+            context,
+        }
+    }
+}

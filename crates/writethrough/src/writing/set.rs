@@ -1,11 +1,13 @@
 //! What one write changes, as a value whose type says which values may be cached.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::entity::{CollectionKey, Key, Traits};
-use crate::format::AsJson;
+use crate::entity::{self, CollectionKey, Key, Traits};
+use crate::format::{AsJson, Format};
 use crate::key::{self, WriteSet};
+use crate::write::{Commit, NewValue};
 
 /// What a write changes: a key, a collection key, a tuple or a `Vec` of them.
 ///
@@ -41,6 +43,43 @@ impl<V, F> Clone for Slot<V, F> {
 impl<V, F> fmt::Debug for Slot<V, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Slot").field(&self.name.as_str()).finish()
+    }
+}
+
+/// The values that one attempt of a write leaves in the cache.
+#[derive(Debug, Default)]
+pub(crate) struct Values(HashMap<key::Key, NewValue>);
+
+impl Values {
+    /// A value that its format cannot write, or that may not be cached, leaves the key empty.
+    pub(crate) fn cache<V, F: Format<V>>(&mut self, slot: &Slot<V, F>, value: &V) {
+        let bytes = if F::may_be_cached(value) {
+            entity::encode::<V, F>(slot.traits, value)
+                .inspect_err(|error| tracing::warn!("a written value is not cached: {error}"))
+                .ok()
+        } else {
+            None
+        };
+        let new = NewValue {
+            payload: bytes.map(Some),
+            ttl: slot.traits.ttl,
+        };
+        self.0.insert(slot.name.clone(), new);
+    }
+
+    pub(crate) fn absent<V, F>(&mut self, slot: &Slot<V, F>) {
+        let new = NewValue {
+            payload: Some(None),
+            ttl: slot.traits.negative_ttl,
+        };
+        self.0.insert(slot.name.clone(), new);
+    }
+
+    pub(crate) fn commit<T>(self, output: T) -> Commit<T> {
+        Commit {
+            output,
+            values: self.0,
+        }
     }
 }
 
