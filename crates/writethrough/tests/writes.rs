@@ -4,12 +4,24 @@
 
 mod support;
 
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use bytes::Bytes;
 use deadpool_postgres::Pool;
-use support::{Ground, Node, Pair, pool_of};
+use support::{Ground, Node, Pair, pool_of, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_postgres::SimpleQueryMessage;
 use writethrough::entity::Entity;
-use writethrough::postgres::Transaction;
-use writethrough::{CacheValue, Commit, DecodeError, Key, Read, ReadOutcome, WriteError, Written};
+use writethrough::postgres::{Statement, Transaction};
+use writethrough::writing::set::Slot;
+use writethrough::{
+    Bypass, CacheValue, Commit, DecodeError, Indeterminate, Key, Read, ReadOutcome, Settings,
+    Unavailable, WriteError, Written,
+};
 
 const ROW: Entity<str, String> = Entity::new("row");
 
@@ -78,21 +90,66 @@ async fn write(node: &Node, pool: &Pool, id: &str, value: &str) -> Outcome<()> {
     write.transaction(pool, op).await
 }
 
-/// A node on Postgres, with a pool of one connection for its writes.
+/// A node on Postgres, with a pool of one connection for its writes. A row `refused` fails at COMMIT, and
+/// a row `slow` keeps its COMMIT waiting.
 async fn node_and_pool() -> (Ground, Node, Pool) {
+    node_and_pool_with(Settings::default()).await
+}
+
+async fn node_and_pool_with(settings: Settings) -> (Ground, Node, Pool) {
+    const AT_COMMIT: &str = "
+        CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.key = 'refused' THEN RAISE EXCEPTION 'refused' USING ERRCODE = '23514'; END IF;
+            IF NEW.key = 'slow' THEN PERFORM pg_sleep(60); END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT OR UPDATE ON rows
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION at_commit()";
     let ground = Ground::new(Pair::MemoryPostgres).await;
-    let node = ground.node().await;
-    let pool = pool_of(ground.database.as_ref().unwrap(), 1);
+    sql(&ground, AT_COMMIT).await;
+    let node = ground.node_with(settings).await;
+    let pool = pool_for_writes(&ground, 1);
     (ground, node, pool)
+}
+
+fn pool_for_writes(ground: &Ground, size: usize) -> Pool {
+    let url = ground.database.as_ref().unwrap();
+    pool_of(&format!("{url}?application_name=writes"), size)
+}
+
+/// Runs a statement past the library, and returns the first column of its first row.
+async fn sql(ground: &Ground, text: &str) -> Option<String> {
+    let client = ground.store.pool.as_ref().unwrap().get().await.unwrap();
+    let answer = client.simple_query(text).await.unwrap();
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    })
+}
+
+/// Waits until a connection of the pool for writes is in its COMMIT.
+async fn commit_waits(ground: &Ground) {
+    const SLEEPS: &str = "SELECT FROM pg_stat_activity \
+                          WHERE datname = current_database() AND application_name = 'writes' AND wait_event = 'PgSleep'";
+    let count = format!("SELECT count(*) FROM ({SLEEPS}) AS sleeps");
+    until("the commit waits", async || {
+        sql(ground, &count).await.as_deref() == Some("1")
+    })
+    .await;
+}
+
+/// Ends the connections of the pool for writes from the side of the server.
+async fn kill(ground: &Ground) {
+    const KILL: &str = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND application_name = 'writes'";
+    sql(ground, KILL).await.expect("there was a connection");
 }
 
 /// The pool's one connection is there again, and nothing of a transaction is left on it.
 async fn is_clean(pool: &Pool) {
     let client = pool.get().await.unwrap();
-    let row = client
-        .query_one("SELECT current_setting('writethrough.write', true), txid_current_if_assigned() IS NULL", &[])
-        .await
-        .unwrap();
+    let look = "SELECT current_setting('writethrough.write', true)";
+    let row = client.query_one(look, &[]).await.unwrap();
     let mark: Option<&str> = row.get(0);
     assert_eq!(mark.unwrap_or_default(), "", "the transaction is over");
 }
@@ -150,5 +207,466 @@ async fn an_error_that_the_operation_swallowed_is_no_commit() {
     assert_eq!(error.code(), "25P02");
     assert_eq!(node.store.get("a").await, None);
     assert_eq!(read(&node, "a").await, (None, ReadOutcome::Filled));
+    is_clean(&pool).await;
+}
+
+#[tokio::test]
+async fn a_constraint_that_fails_at_the_commit_is_a_refusal() {
+    let (_ground, node, pool) = node_and_pool().await;
+    let refused = write(&node, &pool, "refused", "one").await;
+    let Err(WriteError::Rejected(error)) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(error.code(), "23514");
+    assert_eq!(read(&node, "refused").await, (None, ReadOutcome::Filled));
+    is_clean(&pool).await;
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_is_written() {
+    let (_ground, node, _) = node_and_pool().await;
+    // The port of a server that is not there.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = listener.local_addr().unwrap();
+    drop(listener);
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(gone.port()).user("nobody");
+    let manager = deadpool_postgres::Manager::new(config, tokio_postgres::NoTls);
+    let pool = Pool::builder(manager).max_size(1).build().unwrap();
+    let written = write(&node, &pool, "a", "one").await;
+    let Err(WriteError::Unavailable(Unavailable::NoConnection(why))) = &written else {
+        panic!("{written:?}");
+    };
+    let mut words = why.to_string();
+    let mut cause = std::error::Error::source(why);
+    while let Some(error) = cause {
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    assert!(words.contains("Connection refused"), "{words}");
+    assert_eq!(read(&node, "a").await, (None, ReadOutcome::Filled));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_killed_before_the_commit_has_written_nothing() {
+    let (ground, node, pool) = node_and_pool().await;
+    let ground = Arc::new(ground);
+    let op = |tx: Transaction, _, ground: Arc<Ground>| async move {
+        put(&tx, "a", "one").await?;
+        kill(&ground).await;
+        put(&tx, "a", "two").await?;
+        Ok::<_, Failure>(tx.commit(()))
+    };
+    let write_a = node.cached.write(ROW.key("a")).with(ground.clone());
+    let refused = write_a.transaction(&pool, op).await;
+    assert!(
+        matches!(refused, Err(WriteError::Rejected(Failure::Database(_)))),
+        "{refused:?}"
+    );
+    assert_eq!(read(&node, "a").await, (None, ReadOutcome::Filled));
+    // The dead connection is not given back, and others are made.
+    is_clean(&pool).await;
+    // A pool whose connections died while nobody used them is no reason to fail.
+    kill(&ground).await;
+    write(&node, &pool, "a", "three").await.unwrap();
+    assert_eq!(read(&node, "a").await, hit("three"));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_killed_in_the_commit_leaves_the_outcome_unknown() {
+    let (ground, node, pool) = node_and_pool().await;
+    let killed = async {
+        commit_waits(&ground).await;
+        kill(&ground).await;
+    };
+    let (unknown, ()) = tokio::join!(write(&node, &pool, "slow", "one"), killed);
+    let Err(WriteError::Indeterminate(Indeterminate::Store(error))) = &unknown else {
+        panic!("{unknown:?}");
+    };
+    assert_eq!(error.code(), "57P01");
+    let (_, outcome) = read(&node, "slow").await;
+    assert_eq!(outcome, ReadOutcome::Bypassed(Bypass::Intent));
+    is_clean(&pool).await;
+}
+
+fn brief() -> Settings {
+    Settings {
+        write_timeout: Duration::from_millis(300),
+        ..Settings::default()
+    }
+}
+
+#[tokio::test]
+async fn an_operation_that_takes_too_long_has_written_nothing() {
+    let (ground, node, pool) = node_and_pool_with(brief()).await;
+    let op = |tx: Transaction, _, ()| async move {
+        put(&tx, "a", "one").await?;
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(tx.commit(()))
+    };
+    let late = node.cached.write(ROW.key("a")).transaction(&pool, op).await;
+    assert!(
+        matches!(late, Err(WriteError::Unavailable(Unavailable::TimedOut))),
+        "{late:?}"
+    );
+    assert_eq!(read(&node, "a").await, (None, ReadOutcome::Filled));
+    assert_eq!(pool.status().size, 0, "its connection is closed");
+    until("its lock is let go", async || {
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        sql(&ground, locks).await.as_deref() == Some("0")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_commit_without_an_answer_leaves_the_outcome_unknown() {
+    let (ground, node, _) = node_and_pool_with(brief()).await;
+    let link = DeafLink::to(&ground).await;
+    let op = |mut tx: Transaction, slot, link: Arc<DeafLink>| async move {
+        let value = put(&tx, "a", "one").await?;
+        tx.cache(&slot, &value);
+        link.deaf.store(true, Ordering::SeqCst);
+        Ok::<_, Failure>(tx.commit(()))
+    };
+    let write = node.cached.write(ROW.key("a")).with(link.clone());
+    let unknown = write.transaction(&link.pool, op).await;
+    assert!(
+        matches!(
+            unknown,
+            Err(WriteError::Indeterminate(Indeterminate::TimedOut))
+        ),
+        "{unknown:?}"
+    );
+    assert_eq!(link.pool.status().size, 0, "its connection is closed");
+    let (value, outcome) = read(&node, "a").await;
+    assert_eq!(value.as_deref(), Some("one"), "it was made all the same");
+    assert_eq!(outcome, ReadOutcome::Bypassed(Bypass::Intent));
+}
+
+/// A way to Postgres that counts how often the client waits for an answer, and can keep answers back.
+struct DeafLink {
+    pool: Pool,
+    round_trips: AtomicU64,
+    deaf: AtomicBool,
+}
+
+impl DeafLink {
+    /// With a pool of one connection that leads through it.
+    async fn to(ground: &Ground) -> Arc<Self> {
+        let url = ground.database.as_ref().unwrap();
+        let config: tokio_postgres::Config = url.parse().unwrap();
+        let server = SocketAddr::from(([127, 0, 0, 1], config.get_ports()[0]));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let link = Arc::new(Self {
+            pool: pool_of(&url.replace(&server.to_string(), &address.to_string()), 1),
+            round_trips: AtomicU64::new(0),
+            deaf: AtomicBool::new(false),
+        });
+        let passing = link.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(server).await.unwrap();
+                tokio::spawn(passing.clone().pass(client, server));
+            }
+        });
+        link
+    }
+
+    async fn pass(self: Arc<Self>, client: TcpStream, server: TcpStream) {
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let waits = AtomicBool::new(false);
+        let forth = async {
+            let mut bytes = vec![0; 65536];
+            while let Ok(length @ 1..) = from_client.read(&mut bytes).await {
+                if !waits.swap(true, Ordering::SeqCst) {
+                    self.round_trips.fetch_add(1, Ordering::SeqCst);
+                }
+                to_server.write_all(&bytes[..length]).await.unwrap();
+            }
+        };
+        let back = async {
+            let mut bytes = vec![0; 65536];
+            while let Ok(length @ 1..) = from_server.read(&mut bytes).await {
+                if !self.deaf.load(Ordering::SeqCst) {
+                    waits.store(false, Ordering::SeqCst);
+                    let _ = to_client.write_all(&bytes[..length]).await;
+                }
+            }
+        };
+        tokio::select! { () = forth => {}, () = back => {} }
+    }
+
+    /// Counts the round trips of some work.
+    async fn round_trips<T>(&self, work: impl Future<Output = T>) -> (u64, T) {
+        let before = self.round_trips.load(Ordering::SeqCst);
+        let answer = work.await;
+        (self.round_trips.load(Ordering::SeqCst) - before, answer)
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_of_one_statement_is_three_round_trips_and_a_single_statement_one() {
+    let (ground, node, _) = node_and_pool().await;
+    let link = DeafLink::to(&ground).await;
+    for count in ["warms the pool", "is counted"] {
+        let work = write(&node, &link.pool, "a", count);
+        let (round_trips, written) = link.round_trips(work).await;
+        written.unwrap();
+        if count == "is counted" {
+            assert_eq!(round_trips, 3, "BEGIN and the guard, the statement, COMMIT");
+        }
+        let work = write_at_once(&node, &link.pool, "a", count);
+        let (round_trips, written) = link.round_trips(work).await;
+        written.unwrap();
+        assert_eq!(round_trips, 1, "it was prepared by the transaction before");
+        assert_eq!(read(&node, "a").await, hit(count));
+    }
+}
+
+/// Such a write in the form of a single statement.
+async fn write_at_once(node: &Node, pool: &Pool, id: &str, value: &str) -> Outcome<()> {
+    let context = (id.to_owned(), value.to_owned());
+    let op = |statement: Statement, slot, (id, value): (String, String)| async move {
+        let (row, mut done) = statement.query_one(PUT, &[&id, &value]).await?;
+        done.cache(&slot, &row.get(0));
+        Ok(done.commit(()))
+    };
+    let write = node.cached.write(ROW.key(id)).with(context);
+    write.statement(pool, op).await
+}
+
+/// The epoch ends between the announcement of a write and its BEGIN.
+async fn end_epoch(ground: &Ground) {
+    const END: &str = "SELECT next.number FROM writethrough.epoch AS now, \
+                       LATERAL writethrough.propose(now.number, NULL, false) AS next";
+    sql(ground, END).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guard_that_refuses_starts_the_write_again_without_running_the_operation() {
+    for at_once in [false, true] {
+        let (ground, node, pool) = node_and_pool().await;
+        let before = node.cached.status().epoch.unwrap();
+        let announced = node.cached.stats().intents;
+        // The write is announced, and waits for the pool's only connection.
+        let busy = pool.get().await.unwrap();
+        let late = async {
+            until("it is announced", async || {
+                node.cached.stats().intents > announced
+            })
+            .await;
+            end_epoch(&ground).await;
+            drop(busy);
+        };
+        let written = async {
+            if at_once {
+                write_at_once(&node, &pool, "a", "one").await
+            } else {
+                let runs = Arc::new(AtomicU64::new(0));
+                let op = |tx: Transaction, _, runs: Arc<AtomicU64>| async move {
+                    put(&tx, "a", "one").await?;
+                    runs.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, Failure>(tx.commit(()))
+                };
+                let write = node.cached.write(ROW.key("a")).with(runs.clone());
+                let written = write.transaction(&pool, op).await;
+                assert_eq!(runs.load(Ordering::SeqCst), 1);
+                written
+            }
+        };
+        let (written, ()) = tokio::join!(written, late);
+        assert!(written.unwrap().epoch > before, "{at_once}");
+        assert_eq!(read(&node, "a").await.0.as_deref(), Some("one"));
+        is_clean(&pool).await;
+    }
+}
+
+#[tokio::test]
+async fn the_session_of_a_transaction_is_made_safe_and_left_as_it_was() {
+    let (ground, node, _) = node_and_pool().await;
+    let url = ground.database.as_ref().unwrap();
+    // What the session says, and what holds in the transaction.
+    for (session, inside) in [
+        ("0", "5s/5s/read committed"),
+        ("70000", "5s/5s/read committed"),
+        ("150", "150ms/5s/read committed"),
+    ] {
+        let options = format!(
+            "?options=-c%20statement_timeout%3D{session}\
+             %20-c%20default_transaction_isolation%3Dserializable"
+        );
+        let pool = pool_of(&format!("{url}{options}"), 1);
+        let op = |tx: Transaction, (), ()| async move {
+            let look = "SELECT concat_ws('/', current_setting('statement_timeout'), \
+                        current_setting('idle_in_transaction_session_timeout'), \
+                        current_setting('transaction_isolation'))";
+            let settings: String = tx.query_one(look, &[]).await?.get(0);
+            Ok::<_, Failure>(tx.commit(settings))
+        };
+        let seen = node.cached.write(()).transaction(&pool, op).await;
+        assert_eq!(seen.unwrap().output, inside);
+        let op = |statement: Statement, (), ()| async move {
+            let look = "SELECT current_setting('statement_timeout')";
+            let (row, done) = statement.query_one(look, &[]).await?;
+            Ok::<_, Failure>(done.commit(row.get::<_, String>(0)))
+        };
+        let seen = node.cached.write(()).statement(&pool, op).await;
+        assert!(inside.starts_with(&seen.unwrap().output), "{session}");
+        let client = pool.get().await.unwrap();
+        let look = "SELECT current_setting('statement_timeout')";
+        let after: String = client.query_one(look, &[]).await.unwrap().get(0);
+        let expected = match session {
+            "0" => "0",
+            "70000" => "70s",
+            _ => "150ms",
+        };
+        assert_eq!(after, expected);
+    }
+}
+
+#[tokio::test]
+async fn an_operation_that_ends_its_transaction_by_itself_costs_the_epoch() {
+    let (_ground, node, pool) = node_and_pool().await;
+    let before = node.cached.status().epoch.unwrap();
+    let op = |mut tx: Transaction, slot, ()| async move {
+        put(&tx, "a", "guarded").await?;
+        tx.client().batch_execute("COMMIT").await?;
+        put(&tx, "a", "unguarded").await?;
+        tx.cache(&slot, &"something else".to_owned());
+        Ok::<_, Failure>(tx.commit(()))
+    };
+    let written = node.cached.write(ROW.key("a")).transaction(&pool, op).await;
+    written.unwrap();
+    assert_eq!(node.cached.stats().unguarded_writes, 1);
+    assert!(node.cached.status().epoch.unwrap() > before);
+    assert_eq!(read(&node, "a").await.0.as_deref(), Some("unguarded"));
+}
+
+#[tokio::test]
+async fn a_value_under_the_slot_of_another_write_costs_the_epoch() {
+    let (_ground, node, pool) = node_and_pool().await;
+    let kept: Arc<Mutex<Option<Slot<String>>>> = Arc::default();
+    let op = |tx: Transaction, slot, kept: Arc<Mutex<Option<Slot<String>>>>| async move {
+        *kept.lock().unwrap() = Some(slot);
+        Ok::<_, Failure>(tx.commit(()))
+    };
+    let first = node.cached.write(ROW.key("a")).with(kept.clone());
+    first.transaction(&pool, op).await.unwrap();
+    let before = node.cached.status().epoch.unwrap();
+    let op = |mut tx: Transaction, _, kept: Arc<Mutex<Option<Slot<String>>>>| async move {
+        let smuggled = kept.lock().unwrap().take().unwrap();
+        tx.cache(&smuggled, &"never written".to_owned());
+        Ok::<_, Failure>(tx.commit(()))
+    };
+    let second = node.cached.write(ROW.key("b")).with(kept);
+    second.transaction(&pool, op).await.unwrap();
+    assert_eq!(node.cached.stats().unannounced_writes, 1);
+    assert!(node.cached.status().epoch.unwrap() > before);
+    assert_eq!(read(&node, "a").await.0, None);
+}
+
+/// "cached plan must not change result type", and nothing else, has another try.
+#[tokio::test]
+async fn a_statement_that_was_prepared_before_the_schema_changed_is_prepared_anew() {
+    let (ground, node, pool) = node_and_pool().await;
+    let all = "UPDATE rows SET value = 'new' WHERE key = 'a' RETURNING *";
+    write(&node, &pool, "a", "one").await.unwrap();
+    for (column, at_once) in [("b", false), ("c", true)] {
+        for change in [false, true] {
+            if change {
+                let alter = format!("ALTER TABLE rows ADD COLUMN {column} text");
+                sql(&ground, &alter).await;
+            }
+            let columns = if at_once {
+                let op = move |statement: Statement, _, ()| async move {
+                    let (row, done) = statement.query_one(all, &[]).await?;
+                    Ok::<_, Failure>(done.commit(row.len()))
+                };
+                node.cached.write(ROW.key("a")).statement(&pool, op).await
+            } else {
+                let op = move |tx: Transaction, _, ()| async move {
+                    let row = tx.query_one(all, &[]).await?;
+                    Ok::<_, Failure>(tx.commit(row.len()))
+                };
+                node.cached.write(ROW.key("a")).transaction(&pool, op).await
+            };
+            let expected = 2 + usize::from(change) + usize::from(at_once);
+            assert_eq!(columns.unwrap().output, expected);
+        }
+    }
+}
+
+/// The write stands, so its keys are ended as those of a commit, and nothing stale is left.
+#[tokio::test]
+async fn an_error_after_a_single_statement_has_committed_leaves_the_write_and_caches_nothing() {
+    let (_ground, node, pool) = node_and_pool().await;
+    write_at_once(&node, &pool, "a", "one").await.unwrap();
+    assert_eq!(read(&node, "a").await, hit("one"));
+    let op = |statement: Statement, slot, ()| async move {
+        let (row, mut done) = statement.query_one(PUT, &[&"a", &"two"]).await?;
+        done.cache(&slot, &row.get(0));
+        Err::<Commit<()>, _>(Failure::NoSuchRow)
+    };
+    let refused = node.cached.write(ROW.key("a")).statement(&pool, op).await;
+    assert!(
+        matches!(refused, Err(WriteError::Rejected(Failure::NoSuchRow))),
+        "{refused:?}"
+    );
+    let read = read(&node, "a").await;
+    assert_eq!(read, (Some("two".to_owned()), ReadOutcome::Filled));
+    is_clean(&pool).await;
+}
+
+#[tokio::test]
+async fn a_single_statement_that_fails_has_no_effect_whenever_it_fails() {
+    let (ground, node, pool) = node_and_pool().await;
+    // At the commit.
+    let refused = write_at_once(&node, &pool, "refused", "one").await;
+    let Err(WriteError::Rejected(error)) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(error.code(), "23514");
+    is_clean(&pool).await;
+    // In the statement, when it is prepared, and before it is sent.
+    for (text, value, code) in [
+        ("UPDATE rows SET value = value || $1 || 1 / 0", "", "22012"),
+        ("UPDATE no_rows SET value = $1", "", "42P01"),
+        ("UPDATE rows SET value = $1::int8", "no number", "no code"),
+    ] {
+        let op = move |statement: Statement, _, ()| async move {
+            let (_, done) = statement.execute(text, &[&value]).await?;
+            Ok::<_, Failure>(done.commit(()))
+        };
+        let refused = node.cached.write(ROW.key("a")).statement(&pool, op).await;
+        let Err(WriteError::Rejected(error)) = &refused else {
+            panic!("{text}: {refused:?}");
+        };
+        assert_eq!(error.code(), code, "{text}");
+        is_clean(&pool).await;
+    }
+    let rows = sql(&ground, "SELECT count(*) FROM rows").await;
+    assert_eq!(rows.as_deref(), Some("0"));
+}
+
+#[tokio::test]
+async fn a_single_statement_whose_backend_is_killed_in_the_commit_leaves_the_outcome_unknown() {
+    let (ground, node, pool) = node_and_pool().await;
+    let killed = async {
+        commit_waits(&ground).await;
+        kill(&ground).await;
+    };
+    let written = write_at_once(&node, &pool, "slow", "one");
+    let (unknown, ()) = tokio::join!(written, killed);
+    assert!(
+        matches!(
+            unknown,
+            Err(WriteError::Indeterminate(Indeterminate::Store(_)))
+        ),
+        "{unknown:?}"
+    );
+    let (_, outcome) = read(&node, "slow").await;
+    assert_eq!(outcome, ReadOutcome::Bypassed(Bypass::Intent));
     is_clean(&pool).await;
 }

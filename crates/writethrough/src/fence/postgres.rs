@@ -67,19 +67,23 @@ pub fn op_error(error: tokio_postgres::Error) -> OpError<tokio_postgres::Error> 
     if is_fenced(&error) {
         return OpError::Fenced;
     }
-    let without_effect = error.as_db_error().is_some_and(|answer| {
+    if is_without_effect(&error) {
+        OpError::Rejected(error)
+    } else {
+        OpError::Unknown(error)
+    }
+}
+
+/// Whether the server's answer says that what it was sent had no effect.
+pub(crate) fn is_without_effect(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|answer| {
         let ended = match answer.parsed_severity() {
             Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
             None => matches!(answer.severity(), "FATAL" | "PANIC"),
         };
         let code = answer.code().code();
         !ended && !code.starts_with("08") && code != "40003"
-    });
-    if without_effect {
-        OpError::Rejected(error)
-    } else {
-        OpError::Unknown(error)
-    }
+    })
 }
 
 /// Whether a statement failed only because it was prepared before the schema changed, or on another

@@ -12,10 +12,13 @@ pub use crate::fence::postgres::{
     FENCED_SQLSTATE, MigrateError, UnfitDatabase, is_fenced, is_missing, is_stale_statement,
     migrate_schema, op_error,
 };
-use crate::writing::{Begin, Ended, sealed};
+use crate::writing::text::MARK;
+use crate::writing::{Ended, Performed, sealed};
 
+mod statement;
 mod transaction;
 
+pub use statement::Statement;
 pub use transaction::Transaction;
 
 /// A connection of a pool with a transaction that is open. It is closed when it is dropped, unless the
@@ -29,6 +32,8 @@ pub struct Connection {
     pool: Pool,
     /// A statement failed only for want of its preparation.
     stale: AtomicBool,
+    /// What became of the one statement that it was lent for.
+    performed: Performed,
 }
 
 impl Deref for Connection {
@@ -59,6 +64,7 @@ impl Connection {
             object: Some(object),
             pool: pool.clone(),
             stale: AtomicBool::new(false),
+            performed: Performed::Nothing,
         })
     }
 
@@ -77,45 +83,24 @@ impl Connection {
     }
 
     async fn roll_back(self) {
-        if self.stale.load(Ordering::Relaxed) {
+        let is_stale = self.stale.load(Ordering::Relaxed);
+        if is_stale {
             // When one is stale, those of the other connections will be, too.
             self.pool.manager().statement_caches.clear();
-        } else if self.batch_execute("ROLLBACK").await.is_ok() {
+        }
+        let is_clean = match self.performed {
+            _ if is_stale => false,
+            Performed::Committed(_) => true,
+            Performed::Unknown => false,
+            _ => self.batch_execute("ROLLBACK").await.is_ok(),
+        };
+        if is_clean {
             self.give_back();
         }
     }
 }
 
-/// The setting by which the end of a transaction is known to be that of the one which was begun.
-const MARK: &str = "begun";
-
-/// Ends the transaction. In one that has failed, the first statement fails too, so that the commit is
-/// not taken for one.
-const END: &str = "SELECT current_setting('writethrough.write', true); COMMIT";
-
-/// Begins a transaction with its bounds and its guard.
-fn begin(begin: Begin) -> String {
-    let guard = match begin.epoch {
-        Some(epoch) => format!("; SELECT writethrough.guard({epoch})"),
-        None => String::new(),
-    };
-    let bound = begin.bound.as_millis();
-    // At most the bound, and less where the session has less; 0 is none.
-    let limit = |name| {
-        format!(
-            "set_config('{name}', least({bound}, nullif(extract(epoch FROM \
-             current_setting('{name}')::interval) * 1000, 0))::bigint::text, true)"
-        )
-    };
-    format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-         SELECT set_config('writethrough.write', '{MARK}', true), {}, {}{guard}",
-        limit("statement_timeout"),
-        limit("idle_in_transaction_session_timeout"),
-    )
-}
-
-/// Which transaction the answer to [`END`] is about.
+/// Which transaction the answer to the end of one is about.
 fn ended(answer: &[SimpleQueryMessage]) -> Ended {
     let marked = answer.iter().any(|message| match message {
         SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten() == Some(MARK),

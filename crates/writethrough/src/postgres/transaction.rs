@@ -6,11 +6,12 @@ use deadpool_postgres::{ClientWrapper, Pool};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use super::{Connection, END, begin, ended, is_missing, op_error};
+use super::{Connection, ended, is_missing, op_error};
 use crate::error::{NoConnection, OpError, Unavailable, chain};
 use crate::format::Format;
 use crate::write::Commit;
 use crate::writing::set::{Slot, Values};
+use crate::writing::text::{END, begin};
 use crate::writing::{Begin, Driver, Ended, Lent};
 
 /// How many connections are tried for one transaction: after a restart of the server a pool is full of

@@ -13,9 +13,12 @@ use crate::write_through::WriteThrough;
 
 mod guarded;
 pub mod set;
+mod statement;
+pub(crate) mod text;
 mod transaction;
 
 pub use guarded::Guarded;
+pub use statement::{Done, Performed, Pipeline};
 pub use transaction::{Begin, Driver, Ended, Lent};
 
 use set::Changes;

@@ -78,15 +78,6 @@ pub enum Ended {
     Unguarded,
 }
 
-impl Ended {
-    /// Tells the engine that the write was guarded, if it was.
-    pub(super) fn report(self, guard: &Guard) {
-        if self == Self::Guarded {
-            guard.was_checked();
-        }
-    }
-}
-
 impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
     /// Runs the write in a transaction of `pool`. The operation is handed the transaction, which is
     /// guarded already, a slot for each key, and a copy of the context. It makes the [`Commit`] that it
@@ -136,41 +127,48 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
         let slots = self.changes.announce(&mut set);
         let (context, pool, op) = (self.context, pool.clone(), Arc::new(op));
         let bound = self.engine.engine.settings.write_timeout;
-        let attempt = move |guard: Guard| {
+        let operation = move |guard: Guard| {
             // Not later than the engine's own bound, which counts from after this.
             let deadline = Instant::now() + bound;
-            let (context, slots, pool, op) =
-                (context.clone(), slots.clone(), pool.clone(), op.clone());
-            async move {
-                let begin = Begin {
-                    epoch: guard.to_check(),
-                    bound,
-                };
-                let run = |slots, context| {
-                    let op = op.clone();
-                    move |tx| op(tx, slots, context)
-                };
-                let first = run(slots.clone(), context.clone());
-                let mut ran = attempt(&pool, begin, deadline, first).await;
-                if matches!(ran, Ran::Stale(_)) {
-                    ran = attempt(&pool, begin, deadline, run(slots, context)).await;
-                }
-                match ran {
-                    Ran::Committed(commit, ended) => {
-                        ended.report(&guard);
-                        Ok(commit)
-                    }
-                    Ran::Stale(error) => Err(OpError::Rejected(error)),
-                    Ran::Failed(error) => Err(error),
-                }
-            }
+            let epoch = guard.to_check();
+            let (context, slots) = (context.clone(), slots.clone());
+            let (pool, op) = (pool.clone(), op.clone());
+            attempts(guard, move || {
+                let (context, slots, op) = (context.clone(), slots.clone(), op.clone());
+                let run = move |transaction| op(transaction, slots, context);
+                attempt(pool.clone(), Begin { epoch, bound }, deadline, run)
+            })
         };
-        self.engine.write_set(set, attempt).await
+        self.engine.write_set(set, operation).await
+    }
+}
+
+/// Makes an attempt, and once more if it was rolled back for want of a statement's preparation.
+pub(super) async fn attempts<T, E, F>(
+    guard: Guard,
+    mut attempt: impl FnMut() -> F,
+) -> Result<Commit<T>, OpError<E>>
+where
+    F: Future<Output = Ran<T, E>>,
+{
+    let mut ran = attempt().await;
+    if matches!(ran, Ran::Stale(_)) {
+        ran = attempt().await;
+    }
+    match ran {
+        Ran::Committed(commit, ended) => {
+            if ended == Ended::Guarded {
+                guard.was_checked();
+            }
+            Ok(commit)
+        }
+        Ran::Stale(error) => Err(OpError::Rejected(error)),
+        Ran::Failed(error) => Err(error),
     }
 }
 
 /// How an attempt ended.
-enum Ran<T, E> {
+pub(super) enum Ran<T, E> {
     Committed(Commit<T>, Ended),
     /// Rolled back, for want of a statement's preparation.
     Stale(E),
@@ -178,7 +176,7 @@ enum Ran<T, E> {
 }
 
 async fn attempt<P, T, E, F>(
-    pool: &P,
+    pool: P,
     begin: Begin,
     deadline: Instant,
     run: impl FnOnce(P::Transaction) -> F,
