@@ -86,6 +86,8 @@ impl fmt::Display for Collection {
 pub struct WriteSet {
     pub(crate) keys: Vec<Key>,
     pub(crate) collections: Vec<Collection>,
+    /// An entity or a collection all of which may change.
+    pub(crate) whole: Option<&'static str>,
 }
 
 impl WriteSet {

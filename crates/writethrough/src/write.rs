@@ -188,6 +188,14 @@ impl Engine {
                 .ok_or_else(|| self.no_epoch())?;
             let (epoch, announced) = match permit {
                 Permit::Bypass(epoch) => (epoch, None),
+                // What cannot be announced key by key is written when nobody uses the cache, and the guard
+                // keeps it so until it has committed.
+                Permit::Cached(epoch, ..) | Permit::Leave(epoch) if let Some(name) = set.whole => {
+                    let reason = format!("a write changes all of `{name}`");
+                    supervisor::leave(self, epoch, reason, deadline).await;
+                    self.still_alive()?;
+                    continue;
+                }
                 // Nothing to announce.
                 Permit::Cached(epoch, ..) | Permit::Leave(epoch) if set.len() == 0 => (epoch, None),
                 Permit::Leave(epoch) => {

@@ -348,6 +348,8 @@ struct DeafLink {
     pool: Pool,
     round_trips: AtomicU64,
     deaf: AtomicBool,
+    /// The connection ends when something is sent, once.
+    cut: AtomicBool,
 }
 
 impl DeafLink {
@@ -362,6 +364,7 @@ impl DeafLink {
             pool: pool_of(&url.replace(&server.to_string(), &address.to_string()), 1),
             round_trips: AtomicU64::new(0),
             deaf: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
         });
         let passing = link.clone();
         tokio::spawn(async move {
@@ -380,6 +383,9 @@ impl DeafLink {
         let forth = async {
             let mut bytes = vec![0; 65536];
             while let Ok(length @ 1..) = from_client.read(&mut bytes).await {
+                if self.cut.swap(false, Ordering::SeqCst) {
+                    return;
+                }
                 if !waits.swap(true, Ordering::SeqCst) {
                     self.round_trips.fetch_add(1, Ordering::SeqCst);
                 }
@@ -669,4 +675,77 @@ async fn a_single_statement_whose_backend_is_killed_in_the_commit_leaves_the_out
     let (_, outcome) = read(&node, "slow").await;
     assert_eq!(outcome, ReadOutcome::Bypassed(Bypass::Intent));
     is_clean(&pool).await;
+}
+
+/// A pool cannot know that a connection is dead before something is sent on it.
+#[tokio::test]
+async fn a_connection_that_is_dead_at_begin_is_replaced() {
+    let (ground, node, _) = node_and_pool().await;
+    let link = DeafLink::to(&ground).await;
+    write(&node, &link.pool, "a", "one").await.unwrap();
+    link.cut.store(true, Ordering::SeqCst);
+    write(&node, &link.pool, "a", "two").await.unwrap();
+    assert!(!link.cut.load(Ordering::SeqCst), "it was cut");
+    assert_eq!(read(&node, "a").await, hit("two"));
+}
+
+/// Readers on two nodes, while one of them changes all rows at once, again and again: what a reader has
+/// seen of a row is never followed by something older, and the cache is used again afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_bulk_statement_changes_is_never_read_old_again() {
+    const ROWS: usize = 20;
+    let ground = Ground::new(Pair::RedisPostgres).await;
+    let (writer, other) = (ground.node().await, ground.node().await);
+    let pool = pool_for_writes(&ground, 2);
+    for id in 0..ROWS {
+        let id = id.to_string();
+        write(&writer, &pool, &id, "0").await.unwrap();
+    }
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = [&writer, &other, &other]
+        .into_iter()
+        .map(|node| {
+            let (node, over) = (node.clone(), over.clone());
+            let acknowledged = acknowledged.clone();
+            tokio::spawn(async move {
+                let (mut hits, mut newest) = (0_u64, [0_u64; ROWS]);
+                while !over.load(Ordering::SeqCst) {
+                    for (id, newest) in newest.iter_mut().enumerate() {
+                        let least = acknowledged.load(Ordering::SeqCst).max(*newest);
+                        let (value, outcome) = read(&node, &id.to_string()).await;
+                        *newest = value.unwrap().parse().unwrap();
+                        assert!(*newest >= least, "{newest} after {least}, {outcome:?}");
+                        hits += u64::from(outcome == ReadOutcome::Hit);
+                    }
+                }
+                hits
+            })
+        })
+        .collect();
+    let before = writer.cached.status().epoch.unwrap();
+    for number in 1..=3_u64 {
+        let op = |tx: Transaction, (), number: u64| async move {
+            let all = "UPDATE rows SET value = $1";
+            let count = tx.execute(all, &[&number.to_string()]).await?;
+            Ok::<_, Failure>(tx.commit(count))
+        };
+        let bulk = writer.cached.write(ROW.whole()).with(number);
+        let written = bulk.transaction(&pool, op).await.unwrap();
+        acknowledged.store(number, Ordering::SeqCst);
+        assert_eq!(written.output, ROWS as u64);
+        assert!(written.epoch > before, "not in an epoch with a cache");
+        until("the cache is used again", async || {
+            writer.cached.uses_cache() && other.cached.uses_cache()
+        })
+        .await;
+        until("and hit", async || {
+            read(&other, "0").await == hit(&number.to_string())
+        })
+        .await;
+    }
+    over.store(true, Ordering::SeqCst);
+    for reader in readers {
+        assert!(reader.await.unwrap() > 0, "no hits were judged");
+    }
 }

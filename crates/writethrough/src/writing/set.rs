@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::entity::{self, CollectionKey, Key, Traits};
+use crate::entity::{self, CollectionKey, Key, Traits, Whole};
 use crate::format::{AsJson, Format};
 use crate::key::{self, WriteSet};
 use crate::write::{Commit, NewValue};
 
-/// What a write changes: a key, a collection key, a tuple or a `Vec` of them.
+/// What a write changes: a key, a collection key, all of an entity or a collection, a tuple or a `Vec` of
+/// them.
 ///
 /// A write hands the operation one [`Slot`] for each key of its set, in the same shape. Only the library
 /// makes slots, and only a slot can be given a value to cache, so a value under a key that was not named
@@ -117,6 +118,14 @@ impl<V, F> Changes for &CollectionKey<V, F> {
 
     fn announce(self, set: &mut WriteSet) -> Self::Slots {
         set.collections.push(self.name.clone());
+    }
+}
+
+impl Changes for Whole {
+    type Slots = ();
+
+    fn announce(self, set: &mut WriteSet) -> Self::Slots {
+        set.whole = Some(self.name);
     }
 }
 
