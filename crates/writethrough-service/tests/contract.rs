@@ -1,114 +1,170 @@
-//! The contract over HTTP, written once and held against both pairs of backends: the embedded one, and
-//! Postgres with Redis.
+//! The contract over HTTP, written once and held against each pair of backends: a test for each case
+//! and pair, such as `prices_are_exact::embedded`.
+//!
+//! Cases are independent: any of them runs alone, in any order. Each checks all answers that it has got
+//! against the service's description.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, join_all};
+use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{ApiClient, SAMPLE, Service, config};
+use support::{ApiClient, SAMPLE, Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
+use tokio::sync::{Mutex, OnceCell};
 use writethrough_service::config::{CacheBackend, Database};
-use writethrough_testbed::Testbed;
+use writethrough_testbed::{Postgres, Redis, Testbed};
 
-type Case = (&'static str, fn(&ApiClient) -> BoxFuture<'_, ()>);
-
-macro_rules! cases {
-    ($($case:ident),+ $(,)?) => {
-        &[$((stringify!($case), |client| $case(client).boxed())),+]
+/// Makes a test of each case on each pair of backends.
+macro_rules! on_every_pair {
+    (shared: [$($shared:ident,)+] own: [$($own:ident,)+]) => {
+        $(on_every_pair! { @ $shared run_shared })+
+        $(on_every_pair! { @ $own run_alone })+
+    };
+    (@ $case:ident $run:ident) => {
+        mod $case {
+            on_every_pair! { @ $case $run embedded Embedded }
+            on_every_pair! { @ $case $run postgres_and_redis PostgresAndRedis }
+            on_every_pair! { @ $case $run postgres_alone PostgresAlone }
+            on_every_pair! { @ $case $run redis_alone RedisAlone }
+        }
+    };
+    (@ $case:ident $run:ident $name:ident $pair:ident) => {
+        #[test]
+        fn $name() {
+            super::Pair::$pair.$run(async |client| super::$case(client).await);
+        }
     };
 }
 
-/// In this order, on one service: the first ones look at the sample rows.
-const CASES: &[Case] = cases![
-    the_table_starts_with_three_samples,
-    an_item_is_created_as_it_was_sent,
-    prices_are_exact,
-    names_keep_every_character,
-    a_read_after_a_write_is_a_hit,
-    the_list_contains_what_was_just_created,
-    the_list_is_walked_by_its_cursors,
-    lists_behind_made_up_cursors_are_served_and_not_cached,
-    an_update_makes_a_new_version,
-    concurrent_updates_are_all_counted,
-    a_deleted_item_is_gone,
-    absence_is_cached_too,
-    a_client_that_has_the_version_gets_304,
-    a_304_does_not_speak_of_a_length,
-    a_write_can_be_conditional,
-    a_write_can_spare_what_is_there,
-    a_read_can_want_one_version,
-    an_item_that_was_read_can_be_changed_and_sent_back,
-    a_put_with_the_services_own_fields_must_mean_this_item,
-    bad_bodies_are_refused_by_field,
-    broken_json_is_told_apart,
-    bad_parameters_are_refused_by_name,
-    large_bodies_are_refused,
-    a_body_must_be_json,
-    unknown_parameters_are_refused_on_every_route,
-    unknown_routes_and_methods,
-    a_slash_too_many_leads_to_the_route,
-    options_are_told,
-    caches_on_the_way_keep_nothing_that_changes,
-    every_problem_type_is_described,
-    the_callers_trace_is_continued,
-    clearing_the_cache_makes_the_next_read_a_fill,
-    statistics_add_up,
-    health_and_probes,
-    metrics_are_exported,
-    metrics_come_in_the_form_that_is_asked_for,
-    long_lists_are_served_and_not_cached,
-    the_api_describes_itself,
-    the_index_comes_in_two_forms,
-];
+on_every_pair! {
+    // One after the other on one service of the pair.
+    shared: [
+        an_item_is_created_as_it_was_sent,
+        prices_are_exact,
+        names_keep_every_character,
+        a_read_after_a_write_is_a_hit,
+        the_list_contains_what_was_just_created,
+        the_list_is_walked_by_its_cursors,
+        lists_behind_made_up_cursors_are_served_and_not_cached,
+        an_update_makes_a_new_version,
+        concurrent_updates_are_all_counted,
+        a_deleted_item_is_gone,
+        absence_is_cached_too,
+        a_client_that_has_the_version_gets_304,
+        a_304_does_not_speak_of_a_length,
+        a_write_can_be_conditional,
+        a_write_can_spare_what_is_there,
+        a_read_can_want_one_version,
+        an_item_that_was_read_can_be_changed_and_sent_back,
+        a_put_with_the_services_own_fields_must_mean_this_item,
+        bad_bodies_are_refused_by_field,
+        broken_json_is_told_apart,
+        bad_parameters_are_refused_by_name,
+        large_bodies_are_refused,
+        a_body_must_be_json,
+        unknown_parameters_are_refused_on_every_route,
+        unknown_routes_and_methods,
+        a_slash_too_many_leads_to_the_route,
+        options_are_told,
+        caches_on_the_way_keep_nothing_that_changes,
+        every_problem_type_is_described,
+        the_callers_trace_is_continued,
+        clearing_the_cache_makes_the_next_read_a_fill,
+        statistics_add_up,
+        long_lists_are_served_and_not_cached,
+        health_and_probes,
+        metrics_are_exported,
+        metrics_come_in_the_form_that_is_asked_for,
+        the_api_describes_itself,
+        every_operation_that_is_described_succeeds,
+        the_index_comes_in_two_forms,
+    ]
+    // On a new service.
+    own: [
+        the_table_starts_with_three_samples,
+    ]
+}
 
-async fn run_all_on(database: Database, cache: CacheBackend) {
-    let service = Service::start(config(database, cache)).await.cached().await;
-    for (name, case) in CASES {
-        println!("case: {name}");
-        case(&service).await;
+/// A shared service outlives the test that has started it, hence one runtime for all tests.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pair {
+    Embedded,
+    PostgresAndRedis,
+    /// A usual store without a cache server.
+    PostgresAlone,
+    /// A cache server without a store.
+    RedisAlone,
+}
+
+impl Pair {
+    /// Starts a service with an empty table.
+    async fn service(self) -> Service {
+        static TESTBED: OnceCell<Testbed> = OnceCell::const_new();
+        static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
+        static REDIS: OnceCell<Redis> = OnceCell::const_new();
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let testbed = TESTBED.get_or_init(async || Testbed::new().await.unwrap());
+        let testbed = testbed.await;
+        let name = format!("contract_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let database = match self {
+            Self::Embedded => Database::Sqlite(testbed.folder().join(name)),
+            Self::RedisAlone => Database::Temporary,
+            Self::PostgresAndRedis | Self::PostgresAlone => {
+                let start = async || testbed.postgres().await.unwrap();
+                let postgres = POSTGRES.get_or_init(start).await;
+                let create = format!("CREATE DATABASE {name}");
+                postgres.run(&create).await.unwrap();
+                let url = postgres.url();
+                let (server, _) = url.rsplit_once('/').unwrap();
+                Database::Postgres(format!("{server}/{name}"))
+            }
+        };
+        let cache = match self {
+            Self::Embedded | Self::PostgresAlone => CacheBackend::InProcess,
+            Self::PostgresAndRedis | Self::RedisAlone => {
+                let start = async || testbed.redis().await.unwrap();
+                CacheBackend::Redis(REDIS.get_or_init(start).await.url())
+            }
+        };
+        Service::start(config(database, cache)).await.cached().await
     }
-    support::description::check_answers(&service).await;
-    service.running.shutdown().await;
-}
 
-#[tokio::test(flavor = "multi_thread")]
-async fn on_the_embedded_pair() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = Database::Sqlite(folder.path().join("items.db"));
-    run_all_on(database, CacheBackend::InProcess).await;
-}
+    /// Runs a case on a new service.
+    fn run_alone(self, case: impl AsyncFnOnce(&ApiClient)) {
+        RUNTIME.block_on(async {
+            let service = self.service().await;
+            case(&service).await;
+            support::description::check_answers(&service).await;
+            service.running.shutdown().await;
+        });
+    }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn on_postgres_and_redis() {
-    let testbed = Testbed::new().await.unwrap();
-    let (postgres, redis) = tokio::join!(testbed.postgres(), testbed.redis());
-    let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
-    let database = Database::Postgres(postgres.url());
-    run_all_on(database, CacheBackend::Redis(redis.url())).await;
-}
-
-/// What is usual and still right: the store without a cache server.
-#[tokio::test(flavor = "multi_thread")]
-async fn on_postgres_alone() {
-    let testbed = Testbed::new().await.unwrap();
-    let postgres = testbed.postgres().await.unwrap();
-    let database = Database::Postgres(postgres.url());
-    run_all_on(database, CacheBackend::InProcess).await;
-}
-
-/// The cache server without a store.
-#[tokio::test(flavor = "multi_thread")]
-async fn on_redis_alone() {
-    let testbed = Testbed::new().await.unwrap();
-    let redis = testbed.redis().await.unwrap();
-    run_all_on(Database::Temporary, CacheBackend::Redis(redis.url())).await;
+    /// Runs a case on the service that cases of the pair share: one at a time, because some look at
+    /// lists, counters or the whole cache.
+    fn run_shared(self, case: impl AsyncFnOnce(&ApiClient)) {
+        static SERVICES: [Mutex<Option<Service>>; 4] = [const { Mutex::const_new(None) }; 4];
+        RUNTIME.block_on(async {
+            let mut shared = SERVICES[self as usize].lock().await;
+            let service = match &mut *shared {
+                Some(service) => service,
+                None => shared.insert(self.service().await),
+            };
+            let client = ApiClient::new(service.url(""));
+            case(&client).await;
+            support::description::check_answers(&client).await;
+        });
+    }
 }
 
 async fn the_table_starts_with_three_samples(client: &ApiClient) {
@@ -259,42 +315,38 @@ async fn the_list_is_walked_by_its_cursors(client: &ApiClient) {
     for number in 0..12 {
         client.create(&format!("Walked {number}")).await;
     }
-    let whole = client.get("/items?limit=100").await.json();
-    let ids = |page: &Value| -> Vec<String> {
-        let items = page["items"].as_array().unwrap();
-        items
-            .iter()
-            .map(|item| item["id"].as_str().unwrap().to_owned())
-            .collect()
-    };
-    let mut walked = Vec::new();
-    let mut path = "/items?limit=5&cursor=".to_owned();
-    loop {
-        let page = client.get(&path).await;
-        assert_eq!(page.status, 200, "{}", page.text());
-        let page = page.json();
-        assert_eq!(page["count"], page["items"].as_array().unwrap().len());
-        walked.extend(ids(&page));
-        let Some(cursor) = page["next_cursor"].as_str() else {
-            break;
-        };
-        assert_eq!(page["count"], 5);
-        path = format!("/items?limit=5&cursor={cursor}");
-    }
-    assert_eq!(walked, ids(&whole));
-    assert_eq!(walked.iter().collect::<BTreeSet<_>>().len(), walked.len());
-    let created = |item: &Value| item["created_at"].as_str().unwrap().to_owned();
-    let times: Vec<_> = whole["items"]
-        .as_array()
-        .unwrap()
+    let walked = walk(client, 5).await;
+    assert_eq!(walked, walk(client, 100).await);
+    let ids: BTreeSet<_> = walked.iter().map(|item| item["id"].as_str()).collect();
+    assert_eq!(ids.len(), walked.len());
+    let times: Vec<_> = walked
         .iter()
-        .map(created)
+        .map(|item| item["created_at"].as_str().unwrap())
         .collect();
     assert!(
         times.is_sorted_by(|newer, older| newer >= older),
         "{times:?}"
     );
     assert_eq!(client.get("/items").await.json()["count"], 10);
+}
+
+/// All items, read in pages of so many.
+async fn walk(client: &ApiClient, limit: usize) -> Vec<Value> {
+    let mut walked = Vec::new();
+    let mut path = format!("/items?limit={limit}&cursor=");
+    loop {
+        let page = client.get(&path).await;
+        assert_eq!(page.status, 200, "{}", page.text());
+        let page = page.json();
+        let items = page["items"].as_array().unwrap();
+        assert_eq!(page["count"], items.len());
+        walked.extend(items.iter().cloned());
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            return walked;
+        };
+        assert_eq!(page["count"], limit);
+        path = format!("/items?limit={limit}&cursor={cursor}");
+    }
 }
 
 async fn an_update_makes_a_new_version(client: &ApiClient) {
@@ -990,7 +1042,7 @@ async fn the_callers_trace_is_continued(client: &ApiClient) {
 
 async fn clearing_the_cache_makes_the_next_read_a_fill(client: &ApiClient) {
     let path = client.create("Cleared").await;
-    client.get_through_cache("/items?limit=7").await;
+    client.get_through_cache("/items?limit=3").await;
     let status = |answer: support::Answer| answer.header("cache-status").to_owned();
     assert_eq!(
         status(client.get_through_cache(&path).await),
@@ -1001,7 +1053,7 @@ async fn clearing_the_cache_makes_the_next_read_a_fill(client: &ApiClient) {
     let cleared = answer.json();
     assert_eq!(cleared["status"], "cleared");
     assert!(cleared["keys_deleted"].as_u64().unwrap() >= 2, "{cleared}");
-    for path in [path.as_str(), "/items?limit=7"] {
+    for path in [path.as_str(), "/items?limit=3"] {
         assert_eq!(
             status(client.get_through_cache(path).await),
             "writethrough; fwd=miss; stored"
@@ -1145,14 +1197,24 @@ async fn health_and_probes(client: &ApiClient) {
 }
 
 async fn metrics_are_exported(client: &ApiClient) {
-    let answer = client.get("/metrics").await;
-    assert_eq!(answer.status, 200);
-    let text = answer.text();
+    let path = client.create("Measured").await;
+    assert_eq!(client.get(&path).await.status, 200);
+    client.put(&path, r#"{"name": "Anew", "price": 2}"#).await;
+    assert_eq!(client.get("/items").await.status, 200);
+    assert_eq!(client.get("/nothing").await.status, 404);
+    // A request that a client has given up may take a moment to end.
+    let text = until("no other request is active", async || {
+        let answer = client.get("/metrics").await;
+        assert_eq!(answer.status, 200);
+        let text = answer.text();
+        text.contains("\nhttp_server_active_requests 0\n")
+            .then_some(text)
+    })
+    .await;
     for line in [
         r#"http_server_request_duration_seconds_bucket{le="0.001",method="GET",route="/items/{id}",status="200"}"#,
         r#"http_server_request_duration_seconds_count{method="POST",route="/items",status="201"}"#,
         r#"http_server_request_duration_seconds_count{method="GET",route="other",status="404"}"#,
-        "http_server_active_requests 0",
         "http_server_connections ",
         r#"http_server_shed_requests_total{reason="in_flight"} 0"#,
         r#"db_client_operation_duration_seconds_count{operation="select",outcome="ok"}"#,
@@ -1184,9 +1246,22 @@ async fn metrics_are_exported(client: &ApiClient) {
             "no {line} in\n{text}"
         );
     }
-    // Every combination of labels that this file can provoke is there by now.
-    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
-    assert!(samples < 1200, "{samples} samples");
+    // What a client makes up is never a label.
+    let samples_after_making_up = async |number: usize| {
+        let missing = format!("/items/00000000-0000-7000-8000-0000000001{number:02}");
+        assert_eq!(client.get(&missing).await.status, 404);
+        assert_eq!(client.get(&format!("/no/{number}")).await.status, 404);
+        let method = Method::from_bytes(format!("MADE{number}").as_bytes()).unwrap();
+        assert_eq!(client.send(method, "/items", &[], None).await.status, 405);
+        let text = client.get("/metrics").await.text();
+        text.lines().filter(|line| !line.starts_with('#')).count()
+    };
+    samples_after_making_up(0).await;
+    let first = samples_after_making_up(1).await;
+    for number in 2..10 {
+        assert_eq!(samples_after_making_up(number).await, first);
+    }
+    assert!(first < 1200, "{first} samples");
 }
 
 async fn metrics_come_in_the_form_that_is_asked_for(client: &ApiClient) {
@@ -1251,6 +1326,33 @@ async fn the_api_describes_itself(client: &ApiClient) {
     for text in [page.text(), script.text()] {
         assert!(!text.contains("//cdn") && !text.contains("https://") && !text.contains("http://"));
     }
+}
+
+/// The description promises no operation that this service does not have.
+async fn every_operation_that_is_described_succeeds(client: &ApiClient) {
+    let path = client.create("Described").await;
+    let body = r#"{"name": "Anew", "price": 2}"#;
+    for (method, path) in [
+        (Method::GET, "/"),
+        (Method::GET, "/items"),
+        (Method::GET, path.as_str()),
+        (Method::PUT, path.as_str()),
+        (Method::DELETE, path.as_str()),
+        (Method::GET, "/cache/stats"),
+        (Method::POST, "/cache/clear"),
+        (Method::GET, "/health"),
+        (Method::GET, "/livez"),
+        (Method::GET, "/readyz"),
+        (Method::GET, "/metrics"),
+        (Method::GET, "/openapi.json"),
+        (Method::GET, "/openapi-3.1.json"),
+    ] {
+        let body = (method == Method::PUT).then_some(body);
+        let answer = client.send(method.clone(), path, &[], body).await;
+        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.text());
+    }
+    let (succeeded, described) = support::description::check_answers(client).await;
+    assert_eq!(succeeded, described);
 }
 
 async fn the_index_comes_in_two_forms(client: &ApiClient) {

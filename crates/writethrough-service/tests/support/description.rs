@@ -43,8 +43,8 @@ impl Validator {
 }
 
 /// Checks all answers that the client has got: each is one that the description promises, with its
-/// headers and in its form, and each operation has succeeded at least once.
-pub(crate) async fn check_answers(client: &ApiClient) {
+/// headers and in its form. Returns the operations that have succeeded, and all that are described.
+pub(crate) async fn check_answers(client: &ApiClient) -> (BTreeSet<String>, BTreeSet<String>) {
     let description = client.get("/openapi-3.1.json").await.json();
     let mut validator = Validator::new(&description);
     let paths = description["paths"].as_object().unwrap();
@@ -75,12 +75,12 @@ pub(crate) async fn check_answers(client: &ApiClient) {
             succeeded.insert(operation["operationId"].as_str().unwrap().to_owned());
         }
     }
-    let described: BTreeSet<String> = paths
+    let described = paths
         .values()
         .flat_map(|item| item.as_object().unwrap().values())
         .map(|operation| operation["operationId"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(succeeded, described);
+    (succeeded, described)
 }
 
 fn check_body(validator: &mut Validator, content: &Value, answer: &Answer, shown: &str) {
