@@ -437,10 +437,7 @@ async fn readers_of_one_page_share_one_load(pair: Pair) {
     let node = ground.node_with(patient()).await;
     let (gate, first) = held_page(&node).await;
     let others: Vec<_> = (0..20)
-        .map(|_| {
-            let node = node.clone();
-            tokio::spawn(async move { page(&node, Gate::open()).await.outcome })
-        })
+        .map(|_| node.spawn(async |node| page(&node, Gate::open()).await.outcome))
         .collect();
     until("the others wait", async || {
         node.cached.stats().waiting == 20
@@ -602,10 +599,7 @@ async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     let (gate, writer) = node.held_write("a", Some("one")).await;
-    let shutdown = tokio::spawn({
-        let cached = node.cached.clone();
-        async move { cached.shutdown().await }
-    });
+    let shutdown = node.spawn(async |node| node.cached.shutdown().await);
     until("new writes are refused", async || {
         let refused = node.write("b", Some("no")).await;
         matches!(
@@ -627,7 +621,7 @@ async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
 }
 
 async fn off_never_touches_the_cache(pair: Pair) {
-    let ground = Ground::new(pair).await;
+    let ground = Ground::with_own_redis(pair).await;
     let settings = Settings {
         consistency: Consistency::Off,
         ..Settings::default()
@@ -839,10 +833,7 @@ async fn writers_of_one_key_take_turns(pair: Pair) {
     let stats = node.cached.stats();
     assert_eq!(stats.intents, before + 1, "that of the other key");
     assert_eq!(stats.refused_writes, 1);
-    let waiting = {
-        let node = node.clone();
-        tokio::spawn(async move { node.write("a", Some("four")).await })
-    };
+    let waiting = node.spawn(async |node| node.write("a", Some("four")).await);
     first.let_through();
     one.await.unwrap().unwrap();
     waiting.await.unwrap().unwrap();
@@ -928,7 +919,7 @@ async fn the_documented_statement_writes_in_every_mode(pair: Pair) {
 }
 
 async fn the_count_of_values_is_never_older_than_an_own_write(pair: Pair) {
-    let ground = Ground::new(pair).await;
+    let ground = Ground::with_own_redis(pair).await;
     let node = ground.node().await;
     let count = async || node.cached.cached_values("row").await.unwrap();
     assert_eq!(count().await, 0);
@@ -1052,12 +1043,8 @@ async fn loads_longer_than_the_wait_are_cached(pair: Pair) {
     node.cached.clear("row", None).await.unwrap();
     let mut reads = Vec::new();
     for _ in 0..40 {
-        let node = node.clone();
-        reads.push(tokio::spawn(async move {
-            read_for(&node, "a", Duration::from_millis(400))
-                .await
-                .unwrap()
-        }));
+        let time = Duration::from_millis(400);
+        reads.push(node.spawn(async move |node| read_for(&node, "a", time).await.unwrap()));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut hits = 0;
@@ -1156,10 +1143,7 @@ async fn past_the_cache_no_read_joins_a_load_that_runs(pair: Pair) {
     write.await.unwrap().unwrap();
     // A second write, so that the next read goes past the cache as well.
     let (later, second) = node.held_write("a", Some("newer")).await;
-    let next = tokio::spawn({
-        let node = node.clone();
-        async move { node.value("a").await }
-    });
+    let next = node.spawn(async |node| node.value("a").await);
     load.let_through();
     assert_eq!(slow.await.unwrap().value, Some(Json("old".into())));
     assert_eq!(next.await.unwrap().as_deref(), Some("new"));
@@ -1196,8 +1180,7 @@ async fn a_load_that_never_ends_is_given_up_by_all_who_wait(pair: Pair) {
     let node = ground.node_with(settings).await;
     let reads: Vec<_> = (0..5)
         .map(|_| {
-            let node = node.clone();
-            tokio::spawn(async move {
+            node.spawn(async |node| {
                 let started = tokio::time::Instant::now();
                 let read = read_for(&node, "a", support::PATIENCE).await;
                 (read, started.elapsed())
@@ -1230,8 +1213,8 @@ async fn followers_of_a_failed_load_try_once_more_and_are_told(pair: Pair) {
     let gate = Gate::shut();
     let reads: Vec<_> = (0..10)
         .map(|_| {
-            let (node, gate, key) = (node.clone(), gate.clone(), key.clone());
-            tokio::spawn(async move { node.cached.read(&key, || fail(gate)).await })
+            let (gate, key) = (gate.clone(), key.clone());
+            node.spawn(async move |node| node.cached.read(&key, || fail(gate)).await)
         })
         .collect();
     until("all but one wait", async || {
@@ -1303,19 +1286,13 @@ async fn readers_of_another_process_share_one_load_beside_the_lease() {
     nodes[0].write("a", Some("one")).await.unwrap();
     nodes[0].cached.clear("row", None).await.unwrap();
     let long = Duration::from_millis(1500);
-    let holder = tokio::spawn({
-        let node = nodes[0].clone();
-        async move { read_for(&node, "a", long).await.unwrap() }
-    });
+    let holder = nodes[0].spawn(async move |node| read_for(&node, "a", long).await.unwrap());
     until("the holder loads", async || {
         nodes[0].cached.stats().loads == 1
     })
     .await;
     let readers: Vec<_> = (0..200)
-        .map(|_| {
-            let node = nodes[1].clone();
-            tokio::spawn(async move { read_for(&node, "a", long).await.unwrap() })
-        })
+        .map(|_| nodes[1].spawn(async move |node| read_for(&node, "a", long).await.unwrap()))
         .collect();
     let mut loaded = 0;
     for reader in readers {
@@ -1345,8 +1322,7 @@ async fn a_stampede_on_two_nodes_loads_at_most_twice() {
     let nodes = [ground.node().await, ground.node().await];
     let readers: Vec<_> = (0..1000)
         .map(|reader| {
-            let node = nodes[reader % 2].clone();
-            tokio::spawn(async move {
+            nodes[reader % 2].spawn(async |node| {
                 let started = tokio::time::Instant::now();
                 let outcome = read_for(&node, "a", Duration::from_secs(3)).await.unwrap();
                 (outcome, started.elapsed())

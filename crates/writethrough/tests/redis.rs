@@ -298,7 +298,7 @@ async fn a_renamed_command_is_refused_with_its_name() {
 /// the connection, and the next one is not verified until the right is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_that_is_missed_later_is_named_and_the_cache_does_not_flap() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let url = user(redis, &format!("~writethrough:* {LISTED}")).await;
     let cache = Arc::new(RedisCache::connect(RedisSettings::new(url)).unwrap());
@@ -394,7 +394,7 @@ async fn commands(redis: &Redis, work: impl Future<Output = ()>) -> Vec<String> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hit_is_one_command_a_miss_three_a_write_two_rounds() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
+    let ground = Ground::with_own_redis(Pair::RedisPostgres).await;
     let node = ground.node().await;
     let redis = ground.redis.as_ref().unwrap();
     let miss = commands(redis, async {
@@ -454,7 +454,7 @@ async fn commands_of_one_step_share_a_round_trip() {
 /// The requests of a hung Redis: each pays at most one deadline, later ones none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hung_redis_is_paid_for_once() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
+    let ground = Ground::with_own_redis(Pair::RedisPostgres).await;
     let node = ground.node().await;
     let redis = ground.redis.as_ref().unwrap();
     node.write("a", Some("one")).await.unwrap();
@@ -508,7 +508,7 @@ async fn timed_read(node: &Node) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn walking_100_000_keys_never_holds_redis_up() {
     const LARGEST_BATCH: usize = 128;
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let mut settings = RedisSettings::new(redis.url());
     // A busy machine must not end the walk.
@@ -595,7 +595,7 @@ async fn pings(redis: &Redis, work: impl Future<Output = ()>) -> Duration {
 /// again keeps its value" has the schedule).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_announced_on_two_connections_leaves_no_value() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let testbed = Testbed::new().await.unwrap();
     let link = testbed.link(redis.addr()).await.unwrap();
@@ -612,10 +612,7 @@ async fn a_write_announced_on_two_connections_leaves_no_value() {
     let epoch = node.cached.status().epoch.unwrap();
 
     link.stall_replies();
-    let writer = tokio::spawn({
-        let node = node.clone();
-        async move { node.write("a", Some("one")).await }
-    });
+    let writer = node.spawn(async |node| node.write("a", Some("one")).await);
     let key = node.cache_key("a");
     until("the intent is placed", async || {
         let state: Option<String> = redis.query(&["GET", &key]).await.unwrap();
@@ -646,7 +643,7 @@ async fn a_write_announced_on_two_connections_leaves_no_value() {
 /// A tells its connections that its data are going before it answers from the new ones.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_data_set_taken_over_from_another_server_is_never_believed() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
+    let ground = Ground::with_own_redis(Pair::RedisPostgres).await;
     let a = ground.redis.as_ref().unwrap();
     let testbed = Testbed::new().await.unwrap();
     for key in ["repl-diskless-sync", "repl-diskless-sync-delay"] {
@@ -757,7 +754,7 @@ async fn another_database_index_is_another_server() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_ends_neither_the_session_nor_the_epoch() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let node = ground.node().await;
     let epoch = node.cached.status().epoch;
@@ -778,7 +775,7 @@ async fn a_flush_ends_neither_the_session_nor_the_epoch() {
 /// the deadline in it, it lasts for an hour, which its writer could not mean.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intent_from_a_clock_that_was_set_back_is_over() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let node = ground.node().await;
     let time = redis.query(&["EVAL", "return redis.call('TIME')[1]", "0"]);
@@ -829,7 +826,7 @@ fn foreign(key: &str) -> Vec<Vec<String>> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let node = ground.node().await;
     let epoch = node.cached.status().epoch;
@@ -875,7 +872,7 @@ async fn write_all(node: &Node, ids: Vec<String>) -> support::Outcome<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_of_no_key_of_a_key_twice_and_of_50_000_keys_keep_the_epoch() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let node = ground.node().await;
     let epoch = node.cached.status().epoch;
     write_all(&node, Vec::new()).await.unwrap();
@@ -915,7 +912,7 @@ async fn put_long(redis: &Redis, key: &str, bytes: usize) {
 /// connection of the writes it held their answers up, twice 250 ms, and each cost all nodes the epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_reply_over_a_slow_link_costs_neither_a_write_nor_the_epoch() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let redis = ground.redis.as_ref().unwrap();
     let link = ground.link_to_redis().await;
     let settings = RedisSettings::new(link.url_for(&redis.url()));
@@ -966,7 +963,7 @@ async fn a_connection_that_closes_is_noticed_at_once() {
     let (_cache, mut sessions) = connect(&redis.url());
     for connection in [Some(0), Some(1), None] {
         // The heartbeat comes a second after the session, so it is not what notices.
-        let verified = sessions.wait_for(Option::is_some);
+        let verified = session_of(&mut sessions);
         drop(
             tokio::time::timeout(support::PATIENCE, verified)
                 .await
@@ -997,7 +994,7 @@ async fn a_connection_that_closes_is_noticed_at_once() {
 /// The library's user forgets `shutdown`, or an error takes another way out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing() {
-    let ground = Ground::new(Pair::RedisPostgres).await;
+    let ground = Ground::with_own_redis(Pair::RedisPostgres).await;
     let redis = ground.redis.as_ref().unwrap();
     let staying = ground.node().await;
     let epoch = staying.cached.status().epoch;
@@ -1037,7 +1034,7 @@ async fn an_engine_that_is_dropped_closes_its_connections_and_proposes_nothing()
 /// must not take the cache from every other node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_late_itself_does_not_end_the_epoch() {
-    let ground = Ground::new(Pair::RedisLocal).await;
+    let ground = Ground::with_own_redis(Pair::RedisLocal).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
     let epoch = node.cached.status().epoch;

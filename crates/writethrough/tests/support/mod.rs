@@ -57,8 +57,9 @@ impl Pair {
 /// A pair's servers; engines of several nodes can be started on them.
 pub struct Ground {
     pub pair: Pair,
-    _testbed: Option<Testbed>,
-    pub redis: Option<Redis>,
+    /// Where the servers run that are the test's own.
+    own: Option<Testbed>,
+    pub redis: Option<Arc<Redis>>,
     /// The Postgres server, where it is the test's own.
     pub own_postgres: Option<Postgres>,
     /// Where the test's database is.
@@ -66,25 +67,44 @@ pub struct Ground {
     pub store: Store,
 }
 
-/// An empty database of the test's own, in a server that the process' tests share: to start a server
-/// takes a second, and each test on a pair with Postgres needs one. An epoch row, a guard's lock and a
-/// history belong to one database; a test that changes the server has a server of its own.
-async fn database() -> String {
-    static SHARED: OnceCell<(Testbed, Postgres)> = OnceCell::const_new();
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let start = || async {
-        let testbed = Testbed::new().await.unwrap();
-        let postgres = testbed.postgres().await.unwrap();
-        (testbed, postgres)
-    };
-    let (_, postgres) = SHARED.get_or_init(start).await;
-    let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::SeqCst));
-    let url = postgres.url();
-    let client = pool_of(&url, 1).get().await.unwrap();
-    let create = format!("CREATE DATABASE {name}");
-    client.batch_execute(&create).await.unwrap();
-    let (server, _) = url.rsplit_once('/').unwrap();
-    format!("{server}/{name}")
+/// Servers that the process' tests share, because to start one takes up to a second. Each test has a
+/// database of its own, to which an epoch row, a guard's lock and a history belong; and the history's
+/// random id is part of each key in Redis. A test that changes a server has a server of its own.
+struct Shared {
+    testbed: Testbed,
+    postgres: OnceCell<Postgres>,
+    redis: OnceCell<Arc<Redis>>,
+}
+
+impl Shared {
+    async fn get() -> &'static Self {
+        static SHARED: OnceCell<Shared> = OnceCell::const_new();
+        let start = async || Self {
+            testbed: Testbed::new().await.unwrap(),
+            postgres: OnceCell::new(),
+            redis: OnceCell::new(),
+        };
+        SHARED.get_or_init(start).await
+    }
+
+    /// Makes an empty database and returns its URL.
+    async fn database(&self) -> String {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let start = async || self.testbed.postgres().await.unwrap();
+        let postgres = self.postgres.get_or_init(start).await;
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::SeqCst));
+        let url = postgres.url();
+        let client = pool_of(&url, 1).get().await.unwrap();
+        let create = format!("CREATE DATABASE {name}");
+        client.batch_execute(&create).await.unwrap();
+        let (server, _) = url.rsplit_once('/').unwrap();
+        format!("{server}/{name}")
+    }
+
+    async fn redis(&self) -> Arc<Redis> {
+        let start = async || Arc::new(self.testbed.redis().await.unwrap());
+        self.redis.get_or_init(start).await.clone()
+    }
 }
 
 /// The source of truth: one row of text a key.
@@ -178,31 +198,53 @@ impl Store {
 }
 
 impl Ground {
+    /// On servers that tests share.
     pub async fn new(pair: Pair) -> Self {
-        let database = match pair.uses_postgres() {
-            true => Some(database().await),
-            false => None,
-        };
-        Self::on(pair, database, None).await
-    }
-
-    /// With a Postgres server of its own, to be promoted, killed or reconfigured.
-    pub async fn with_own_postgres(pair: Pair) -> Self {
-        let testbed = Testbed::new().await.unwrap();
-        let postgres = testbed.postgres().await.unwrap();
-        Self::on(pair, Some(postgres.url()), Some((testbed, postgres))).await
-    }
-
-    async fn on(pair: Pair, database: Option<String>, own: Option<(Testbed, Postgres)>) -> Self {
-        let (mut testbed, own_postgres) = own.unzip();
         let mut redis = None;
         if pair.uses_redis() {
-            let testbed = match &testbed {
-                Some(testbed) => testbed,
-                None => testbed.insert(Testbed::new().await.unwrap()),
-            };
-            redis = Some(testbed.redis().await.unwrap());
+            redis = Some(Shared::get().await.redis().await);
         }
+        Self::on(pair, Self::database(pair).await, redis).await
+    }
+
+    /// With a Redis server of its own, where the pair has one: to be killed, emptied or looked into.
+    pub async fn with_own_redis(pair: Pair) -> Self {
+        let own = Testbed::new().await.unwrap();
+        let mut redis = None;
+        if pair.uses_redis() {
+            redis = Some(Arc::new(own.redis().await.unwrap()));
+        }
+        let ground = Self::on(pair, Self::database(pair).await, redis).await;
+        Self {
+            own: Some(own),
+            ..ground
+        }
+    }
+
+    /// With servers of its own, of which Postgres is to be promoted, killed or reconfigured.
+    pub async fn with_own_postgres(pair: Pair) -> Self {
+        let own = Testbed::new().await.unwrap();
+        let postgres = own.postgres().await.unwrap();
+        let mut redis = None;
+        if pair.uses_redis() {
+            redis = Some(Arc::new(own.redis().await.unwrap()));
+        }
+        let ground = Self::on(pair, Some(postgres.url()), redis).await;
+        Self {
+            own: Some(own),
+            own_postgres: Some(postgres),
+            ..ground
+        }
+    }
+
+    async fn database(pair: Pair) -> Option<String> {
+        match pair.uses_postgres() {
+            true => Some(Shared::get().await.database().await),
+            false => None,
+        }
+    }
+
+    async fn on(pair: Pair, database: Option<String>, redis: Option<Arc<Redis>>) -> Self {
         let pool = database.as_deref().map(|url| pool_of(url, 8));
         if let Some(pool) = &pool {
             let mut client = pool.get().await.unwrap();
@@ -219,9 +261,9 @@ impl Ground {
         };
         Self {
             pair,
-            _testbed: testbed,
+            own: None,
             redis,
-            own_postgres,
+            own_postgres: None,
             database,
             store,
         }
@@ -229,7 +271,10 @@ impl Ground {
 
     pub async fn link_to_redis(&self) -> Link {
         let redis = self.redis.as_ref().unwrap().addr();
-        self._testbed.as_ref().unwrap().link(redis).await.unwrap()
+        match &self.own {
+            Some(testbed) => testbed.link(redis).await.unwrap(),
+            None => Shared::get().await.testbed.link(redis).await.unwrap(),
+        }
     }
 
     pub fn cache(&self) -> Arc<dyn Cache> {
@@ -286,6 +331,14 @@ pub struct Node {
 pub type Outcome<T> = Result<Written<T>, WriteError<StoreError>>;
 
 impl Node {
+    /// Runs something with this node on a task of its own.
+    pub fn spawn<F>(&self, work: impl FnOnce(Self) -> F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        tokio::spawn(work(self.clone()))
+    }
+
     pub async fn read(&self, id: &str) -> Read<Json<String>> {
         let load = || async { Ok::<_, StoreError>(self.store.get(id).await.map(Json)) };
         self.cached.read(&Key::new("row", id), load).await.unwrap()
@@ -326,8 +379,8 @@ impl Node {
     /// Many reads at once, each on a task of its own.
     pub fn readers(&self, id: &str, count: usize) -> Vec<JoinHandle<ReadOutcome>> {
         let read = || {
-            let (node, id) = (self.clone(), id.to_owned());
-            tokio::spawn(async move { node.read(&id).await.outcome })
+            let id = id.to_owned();
+            self.spawn(|node| async move { node.read(&id).await.outcome })
         };
         (0..count).map(|_| read()).collect()
     }
