@@ -81,10 +81,13 @@ pub(crate) struct Registers<'h> {
     pub(crate) writes: Writes<'h>,
     /// Pages that left out an item which they would have shown.
     omissions: Vec<(Key, Op)>,
-    /// By value.
+    /// By value, for the values that somebody wrote.
     zones: Vec<Zone>,
+    /// The value that an item had before the history began, and what was seen of it. Several items
+    /// may have had the same one.
+    initial: HashMap<Key, (Value, Zone)>,
     /// By key: values that must have been in place at some time.
-    pub(crate) values: ByKey<Value>,
+    values: ByKey<Value>,
     /// By key: operations that showed the item absent.
     pub(crate) absences: ByKey<Op>,
     pub(crate) violations: Vec<Violation>,
@@ -103,6 +106,7 @@ impl<'h> Registers<'h> {
             writes,
             omissions,
             zones: Vec::new(),
+            initial: HashMap::new(),
             values: ByKey::new(0, &[]),
             absences: ByKey::new(0, &[]),
             violations,
@@ -111,8 +115,18 @@ impl<'h> Registers<'h> {
         registers
     }
 
+    /// Returns the zone of a value that somebody wrote.
     pub(crate) fn zone(&self, value: Value) -> &Zone {
         &self.zones[value.0 as usize]
+    }
+
+    /// Iterates over the values that an item certainly had at some time, with their zones.
+    pub(crate) fn values_of(&self, key: Key) -> impl Iterator<Item = (Value, &Zone)> {
+        let initial = self.initial.get(&key).map(|(value, zone)| (*value, zone));
+        let written = self.values.of(key).iter();
+        initial
+            .into_iter()
+            .chain(written.map(|&value| (value, self.zone(value))))
     }
 
     /// Calls `each` for everything that the history shows of judged items, and the version shown
@@ -156,8 +170,7 @@ impl<'h> Registers<'h> {
         let mut zones = self.zones_of_writes();
         let mut absences: Vec<(Key, Op)> = Vec::new();
         // An item that was there before the history began has one value that nobody in it wrote.
-        let mut initial: HashMap<Key, Value> = HashMap::new();
-        let mut initial_of: HashMap<Value, Key> = HashMap::new();
+        let mut initial: HashMap<Key, (Value, Zone)> = HashMap::new();
         let mut violations = Vec::new();
         let mut violation = |kind, Observation { op, key, seen }, other| {
             violations.push(Violation {
@@ -176,7 +189,7 @@ impl<'h> Registers<'h> {
                 return;
             };
             let operation = writes.operation(op);
-            if let Some(writer) = writes.writer(value) {
+            let zone = if let Some(writer) = writes.writer(value) {
                 let write = writes.operation(writer);
                 if writes.key_of(writer) != Some(key) {
                     if rules.values_were_written {
@@ -194,19 +207,20 @@ impl<'h> Registers<'h> {
                     }
                     return;
                 }
+                &mut zones[value.0 as usize]
             } else {
-                let first = *initial.entry(key).or_insert_with(|| {
-                    initial_of.entry(value).or_insert(key);
-                    value
-                });
-                if writes.create(key).is_some() || first != value {
+                let first = match writes.create(key) {
+                    Some(_) => None,
+                    None => Some(initial.entry(key).or_insert((value, Zone::default()))),
+                };
+                let Some((_, zone)) = first.filter(|(first, _)| *first == value) else {
                     if rules.values_were_written {
                         violation(Kind::UnwrittenValue, observation, None);
                     }
                     return;
-                }
-            }
-            let zone = &mut zones[value.0 as usize];
+                };
+                zone
+            };
             if let Some(version) = version {
                 let (known, by) = *zone.version.get_or_insert((version, op));
                 if known != version {
@@ -226,16 +240,14 @@ impl<'h> Registers<'h> {
             if zone.first_end.is_none() || zone.last_start.is_none() {
                 continue;
             }
-            let key = match writes.writer(value) {
-                Some(op) => writes.key_of(op),
-                None => initial_of.get(&value).copied(),
-            };
+            let key = writes.writer(value).and_then(|op| writes.key_of(op));
             of_key.extend(key.map(|key| (key, value)));
         }
         let keys = writes.history.key_count();
         self.values = ByKey::new(keys, &of_key);
         self.absences = ByKey::new(keys, &absences);
         self.zones = zones;
+        self.initial = initial;
         self.violations.append(&mut violations);
     }
 

@@ -191,6 +191,45 @@ fn a_value_written_twice_cannot_be_judged() {
     );
 }
 
+/// Two items that had the same value before the history began. Reads of it were taken together: a
+/// read of the one item, after an update of the other, made the other's state look stale.
+#[test]
+fn items_may_begin_with_the_same_value() {
+    let read = |process, key: &str, value: &str, start| Record {
+        key: Some(key.to_owned().into()),
+        value: Some(value.to_owned().into()),
+        ..record(process, Action::Read, None, start, start + 1, Outcome::Ok)
+    };
+    for (first, second) in [("x", "y"), ("y", "x")] {
+        let update = |process, key: &'static str, value, start| Record {
+            key: Some(key.into()),
+            ..record(
+                process,
+                Action::Update,
+                Some(value),
+                start,
+                start + 1,
+                Outcome::Ok,
+            )
+        };
+        let records = [
+            read(0, first, "old", 0),
+            read(0, second, "old", 2),
+            update(0, first, 1, 4),
+            read(0, second, "old", 6),
+            update(0, second, 2, 8),
+        ];
+        let found = Judge::default().judge(&history_of(&records)).unwrap();
+        assert!(found.linearizable(), "{found:#?}");
+        let stale = [&records[..], &[read(0, second, "old", 10)]].concat();
+        let found = Judge::default().judge(&history_of(&stale)).unwrap();
+        assert_eq!(
+            found.counts.keys().copied().collect::<Vec<_>>(),
+            [Kind::LostWrite]
+        );
+    }
+}
+
 /// The general test's view of a small history of one item, made without any code of the fast test.
 fn events(records: &[Record<'_>]) -> Vec<Event> {
     let value = |record: &Record<'_>| Value(record.value.as_ref().unwrap().parse().unwrap());

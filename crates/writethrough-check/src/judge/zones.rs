@@ -81,8 +81,7 @@ impl Register {
         let writes = &registers.writes;
         let create = writes.create(key);
         let mut groups: Vec<WriteGroup> = Vec::new();
-        for &value in registers.values.of(key) {
-            let zone = registers.zone(value);
+        for (value, zone) in registers.values_of(key) {
             let (Some(first_end), Some(last_start)) = (zone.first_end, zone.last_start) else {
                 continue;
             };
