@@ -80,6 +80,14 @@ pub struct Operation {
     pub outcome: Outcome,
 }
 
+impl Operation {
+    /// Returns how long the operation took, in nanoseconds.
+    #[must_use]
+    pub fn time_taken(&self) -> i64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
 /// One page of a list.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
@@ -378,6 +386,9 @@ pub(crate) fn record(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
+    use proptest::test_runner::Config as ProptestConfig;
+
     use super::*;
 
     const LINES: &str = concat!(
@@ -421,6 +432,45 @@ mod tests {
         ] {
             let error = History::read(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("line 1"), "{error}");
+        }
+    }
+
+    /// Bytes that are near to a history: its lines, with some bytes replaced, removed or doubled.
+    fn damaged_lines() -> impl Strategy<Value = Vec<u8>> {
+        let damage = (any::<prop::sample::Index>(), any::<u8>(), 0..3_u8);
+        proptest::collection::vec(damage, 0..8).prop_map(|damages| {
+            let mut bytes = LINES.as_bytes().to_vec();
+            for (place, byte, how) in damages {
+                let at = place.index(bytes.len());
+                match how {
+                    0 => bytes[at] = byte,
+                    1 => drop(bytes.remove(at)),
+                    _ => bytes.insert(at, byte),
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes: Vec<u8>) {
+            let _ = History::read(&bytes[..]);
+        }
+
+        /// What is accepted is written and read again unchanged.
+        #[test]
+        fn damaged_lines_are_refused_or_understood(bytes in damaged_lines()) {
+            if let Ok(history) = History::read(&bytes[..]) {
+                let mut written = Vec::new();
+                history.write(&mut written).unwrap();
+                let again = History::read(&written[..]).unwrap();
+                let mut twice = Vec::new();
+                again.write(&mut twice).unwrap();
+                prop_assert_eq!(written, twice);
+            }
         }
     }
 }

@@ -148,8 +148,8 @@ impl<'a> Explainer<'a, '_> {
         let acknowledged = late.known;
         let staleness = Staleness {
             reads: late.count,
-            first_ns: late.first.at - acknowledged.at,
-            worst_ns: late.last.at - acknowledged.at,
+            first_ns: late.first.at.saturating_sub(acknowledged.at),
+            worst_ns: late.last.at.saturating_sub(acknowledged.at),
         };
         let kind = if new.rank == Rank::Deletion {
             shown_after_deletion(late.by_page)
@@ -208,7 +208,7 @@ impl<'a> Explainer<'a, '_> {
             self.reader(late.first.op),
             self.value(old.value),
             self.reader(seen.op),
-            duration(late.first.at - seen.at),
+            duration(late.first.at.saturating_sub(seen.at)),
             new.value
                 .map_or_else(|| "it absent".to_owned(), |_| self.value(new.value)),
         );
@@ -269,7 +269,8 @@ impl<'a> Explainer<'a, '_> {
         let evidence = self.case.register.first_evidence;
         let since = evidence.map_or(read.start, |op| self.writes.operation(op).end);
         for violation in all {
-            self.findings.stale(start(violation.op) - since);
+            self.findings
+                .stale(start(violation.op).saturating_sub(since));
         }
         let last = all.last().unwrap_or(first);
         let how = if first.kind == Kind::ListMissesItem {
@@ -285,15 +286,15 @@ impl<'a> Explainer<'a, '_> {
         } else {
             "and its deletion had not been asked for yet"
         };
-        let age = duration(read.start - since);
+        let age = duration(read.start.saturating_sub(since));
         Explanation {
             kind: first.kind,
             text: format!("{how} although it was known to exist {age} before, {whose}."),
             parts: vec![offender(first)],
             staleness: Some(Staleness {
                 reads: all.len() as u64,
-                first_ns: read.start - since,
-                worst_ns: start(last.op) - since,
+                first_ns: read.start.saturating_sub(since),
+                worst_ns: start(last.op).saturating_sub(since),
             }),
         }
     }
@@ -322,7 +323,7 @@ impl<'a> Explainer<'a, '_> {
             }
             (Kind::ValueFromFuture, Some(other)) => {
                 let write = self.writes.operation(other);
-                let early = duration(write.start - self.writes.operation(op).end);
+                let early = duration(write.start.saturating_sub(self.writes.operation(op).end));
                 text = format!(
                     "{reader} {value}, {early} before process {} invoked the write of it.",
                     write.process,

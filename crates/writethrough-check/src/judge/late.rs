@@ -93,7 +93,7 @@ pub(crate) fn find(
             (None, None) => continue,
         };
         if proof == Proof::Acknowledged {
-            stale(read.start - known.at);
+            stale(read.start.saturating_sub(known.at));
         }
         let by_page = read.action == Action::List;
         let start = Moment { at: read.start, op };

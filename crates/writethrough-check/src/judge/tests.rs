@@ -680,3 +680,99 @@ proptest! {
         prop_assert_eq!(history.key_name(found.anomalies[0].key), key.as_ref());
     }
 }
+
+/// One line of a history as another program might write it: every field is allowed by itself, and
+/// nothing makes sense.
+fn any_record() -> impl Strategy<Value = Record<'static>> {
+    let time = || {
+        prop_oneof![
+            Just(i64::MIN),
+            Just(i64::MAX),
+            Just(0),
+            any::<i64>(),
+            0..20_i64
+        ]
+    };
+    let version = || proptest::option::of(prop_oneof![Just(u64::MAX), 0..4_u64]);
+    let name = || proptest::option::of((0..4_u8).prop_map(|name| name.to_string().into()));
+    let side = move || proptest::option::of(time());
+    let item = (0..4_u8, 0..4_u8, version(), side()).prop_map(|(key, value, version, created)| {
+        crate::history::RecordedItem {
+            key: key.to_string().into(),
+            value: value.to_string().into(),
+            version,
+            created,
+        }
+    });
+    let kind = (
+        prop::sample::select(&Action::ALL[..]),
+        prop::sample::select(
+            &[
+                Outcome::Ok,
+                Outcome::Absent,
+                Outcome::Unknown,
+                Outcome::Failed,
+            ][..],
+        ),
+    );
+    let page = (
+        proptest::option::of((side(), side())),
+        proptest::collection::vec(item, 0..3),
+    );
+    (
+        kind,
+        name(),
+        name(),
+        version(),
+        side(),
+        time(),
+        time(),
+        page,
+    )
+        .prop_map(
+            |((action, outcome), key, value, version, created, start, end, (window, items))| {
+                Record {
+                    process: 0,
+                    action,
+                    key,
+                    value,
+                    version,
+                    created,
+                    start,
+                    end,
+                    outcome,
+                    status: 200,
+                    target: 0,
+                    window,
+                    items,
+                }
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+    /// Whatever a history says, if it is accepted it is judged and reported without a panic.
+    #[test]
+    fn nonsense_is_judged_and_reported(
+        records in proptest::collection::vec(any_record(), 1..12),
+    ) {
+        let mut history = History::new(Header::default());
+        let mut written = std::collections::HashSet::new();
+        for record in records {
+            let writes = matches!(record.action, Action::Create | Action::Update);
+            // A value written twice ends the judgement at once.
+            if !writes || written.insert(record.value.clone()) {
+                let _ = history.push(&record);
+            }
+        }
+        let judged = Judge::default().judge(&history);
+        if let Err(error @ JudgeError::Unconfirmed { .. }) = &judged {
+            prop_assert!(false, "{}", error);
+        }
+        let summary = crate::report::Summary::new(&history, &judged);
+        prop_assert!(!crate::report::text(&summary).is_empty());
+        prop_assert!(!crate::report::page(&summary, &history, judged.as_ref().ok()).is_empty());
+    }
+}

@@ -74,18 +74,18 @@ pub(crate) fn measure_some(
                 // What the process waited for until now ends here, or was counted when it was given
                 // up.
                 if let Some((since, until)) = waiting.remove(&operation.process) {
-                    longest = longest.max(until - since);
+                    longest = longest.max(until.saturating_sub(since));
                 }
                 continue;
             }
             service.invoked += 1;
             if matches!(operation.outcome, Outcome::Ok | Outcome::Absent) {
                 service.answered += 1;
-                times.push(operation.end - operation.start);
+                times.push(operation.time_taken());
                 let since = waiting
                     .remove(&operation.process)
                     .map_or(operation.start, |at| at.0);
-                longest = longest.max(operation.end - since);
+                longest = longest.max(operation.end.saturating_sub(since));
             } else {
                 waiting
                     .entry(operation.process)
@@ -94,7 +94,7 @@ pub(crate) fn measure_some(
             }
         }
         for (since, until) in waiting.into_values() {
-            longest = longest.max(until - since);
+            longest = longest.max(until.saturating_sub(since));
         }
         times.sort_unstable();
         service.percent = percent(service.answered, service.invoked, 4);

@@ -246,7 +246,7 @@ fn broken(operations: &[&Operation], debts: &Debts<'_>, promises: &Promises) -> 
             "a write waited {:.0} ms; the bound is {bound:.0} ms",
             promises.longest_write_ms
         ),
-        &|one| one.action.is_write() && (one.end - one.start) as f64 >= bound * 1e6,
+        &|one| one.action.is_write() && one.time_taken() as f64 >= bound * 1e6,
     );
     if promises.lost_writes > 0 {
         let lost = promises.lost_writes;
@@ -263,13 +263,16 @@ fn describe(operation: &Operation, faults: &[FaultWindow]) -> String {
             operation.start <= fault.to.saturating_add(SETTLE_NS) && operation.end >= fault.from
         })
         .map(|fault| {
-            let after = operation.start - fault.from;
+            let after = operation.start.saturating_sub(fault.from);
             let target = fault.target.map_or(String::new(), |at| format!(" {at}"));
             let name = &fault.fault;
             if after >= 0 {
                 format!("{name}{target} (begun {} before)", duration(after))
             } else {
-                format!("{name}{target} (begun {} after it)", duration(-after))
+                format!(
+                    "{name}{target} (begun {} after it)",
+                    duration(after.saturating_neg())
+                )
             }
         })
         .collect();
@@ -287,7 +290,7 @@ fn describe(operation: &Operation, faults: &[FaultWindow]) -> String {
         operation.process,
         operation.target,
         operation.status,
-        duration(operation.end - operation.start)
+        duration(operation.time_taken())
     )
 }
 

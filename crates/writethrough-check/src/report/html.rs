@@ -276,7 +276,7 @@ fn histogram(buckets: &[Bucket], out: &mut String) -> fmt::Result {
 /// Formats a time before or after the left edge of a timeline.
 fn signed(ns: i64) -> String {
     if ns < 0 {
-        format!("-{}", duration(-ns))
+        format!("-{}", duration(ns.saturating_neg()))
     } else {
         duration(ns)
     }
@@ -343,7 +343,7 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
         })
         .map(|(_, operation)| operation)
         .collect();
-    context.sort_by_key(|operation| (operation.start - centre).abs());
+    context.sort_by_key(|operation| operation.start.abs_diff(centre));
     context.truncate(CONTEXT);
     for operation in context {
         let value = operation
@@ -368,7 +368,7 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
     let edges: Vec<i64> = edges.into_iter().collect();
     let weights: Vec<f64> = edges
         .windows(2)
-        .map(|pair| ((pair[1] - pair[0]) as f64).sqrt())
+        .map(|pair| ((pair[1].saturating_sub(pair[0])) as f64).sqrt())
         .collect();
     let whole: f64 = weights.iter().sum::<f64>().max(1.0);
     let least = 0.5 / weights.len().max(1) as f64;
@@ -391,7 +391,7 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
             return left + width;
         };
         let (edge, x) = (edges[after - 1], places[after - 1]);
-        x + (at - edge) as f64 / (next - edge) as f64 * (places[after] - x)
+        x + at.saturating_sub(edge) as f64 / next.saturating_sub(edge) as f64 * (places[after] - x)
     };
 
     let mut processes: Vec<u32> = bars.iter().map(|bar| bar.operation.process).collect();
@@ -421,8 +421,8 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
             (end - start).max(2.0),
             bottom - 20,
             escape(&fault.fault),
-            signed(fault.from - from),
-            signed(fault.to - from)
+            signed(fault.from.saturating_sub(from)),
+            signed(fault.to.saturating_sub(from))
         )?;
     }
     let mut label_free = f64::MIN;
@@ -435,7 +435,7 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
             write!(
                 out,
                 "<text x={x:.1} y=12 text-anchor=middle class=dim>{}</text>",
-                duration(edge - from)
+                duration(edge.saturating_sub(from))
             )?;
             label_free = x + 56.0;
         }
@@ -478,8 +478,8 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
                 bar.class,
                 escape(&bar.label),
                 operation.target,
-                duration(operation.start - from),
-                duration(operation.end - from),
+                duration(operation.start.saturating_sub(from)),
+                duration(operation.end.saturating_sub(from)),
                 y + 13,
                 (end - start).max(3.0),
                 if unknown { " fill-opacity=.45" } else { "" },

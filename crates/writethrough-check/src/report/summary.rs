@@ -207,7 +207,7 @@ impl Summary {
             items: findings.items as u64,
             reads: findings.reads,
             unknown: findings.unknown,
-            run_s: seconds(last - first),
+            run_s: seconds(last.saturating_sub(first)),
             judged_s: findings.elapsed.as_secs_f64(),
             held_up: history.header.held_up,
             anomalies: findings
@@ -327,7 +327,7 @@ fn action_summary(history: &History, action: Action) -> Option<ActionSummary> {
             Outcome::Failed => summary.failed += 1,
         }
         if matches!(operation.outcome, Outcome::Ok | Outcome::Absent) {
-            times.push(operation.end - operation.start);
+            times.push(operation.time_taken());
         }
     }
     times.sort_unstable();

@@ -171,13 +171,13 @@ fn write(summary: &Summary, out: &mut String) -> fmt::Result {
                 .unwrap_or_default();
             let end = match member.outcome {
                 Outcome::Unknown => "unknown".to_owned(),
-                _ => duration(member.end_ns - origin),
+                _ => duration(member.end_ns.saturating_sub(origin)),
             };
             let process = format!("process {}", member.process);
             writeln!(
                 out,
                 "   {mark} {:>9} .. {end:<9} {process:<11} target {} {what}{version}",
-                duration(member.start_ns - origin),
+                duration(member.start_ns.saturating_sub(origin)),
                 member.target,
             )?;
         }
