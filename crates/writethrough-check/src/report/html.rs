@@ -504,3 +504,66 @@ fn timeline(history: &History, anomaly: &Anomaly, out: &mut String) -> fmt::Resu
     out.push_str("</svg></figure>");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{FaultWindow, Header, Record, record};
+    use crate::judge::Judge;
+    use crate::report::{Circumstances, under_faults};
+
+    const TAG: &str = "<script>&\"";
+
+    /// Ids, values and addresses come from the service and from files. None of them may become
+    /// markup, wherever on the page it stands.
+    #[test]
+    fn no_text_of_a_history_becomes_markup() {
+        let fault = |target, from| FaultWindow {
+            fault: TAG.to_owned(),
+            target,
+            from,
+            to: 9,
+            ..FaultWindow::default()
+        };
+        let mut history = History::new(Header {
+            targets: vec![TAG.to_owned()],
+            faults: vec![fault(None, 0), fault(Some(0), 3)],
+            note: Some(TAG.to_owned()),
+            ..Header::default()
+        });
+        let named = |action, value: u32, start| {
+            let shown = format!("{TAG}{value}");
+            Record {
+                key: Some(TAG.into()),
+                value: Some(shown.into()),
+                ..record(0, action, None, start, start + 1, Outcome::Ok)
+            }
+        };
+        for made in [
+            named(Action::Create, 1, 0),
+            named(Action::Update, 2, 2),
+            named(Action::Read, 1, 4),
+            named(Action::Read, 3, 6),
+        ] {
+            history.push(&made).unwrap();
+        }
+        let failed = record(1, Action::Read, None, 5, 6, Outcome::Failed);
+        history.push(&failed).unwrap();
+        let judged = Judge::default().judge(&history);
+        let circumstances = Circumstances {
+            consistency: TAG.to_owned(),
+            ..Circumstances::default()
+        };
+        let summary =
+            Summary::new(&history, &judged).with_faults(under_faults(&history, circumstances));
+        let written = page(&summary, &history, judged.as_ref().ok());
+        assert!(written.contains("lt;script&gt;&amp;&quot;"));
+        assert!(!written.contains("<script"), "{written}");
+
+        let refused = Err(crate::judge::JudgeError::ValueWrittenTwice {
+            value: TAG.to_owned(),
+        });
+        let written = page(&Summary::new(&history, &refused), &history, None);
+        assert!(!written.contains("<script"), "{written}");
+    }
+}
