@@ -33,7 +33,8 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// Says what to use instead. The text is not repeated: it may hold a password.
+    /// Fails when the text is no such URL, and says what to use instead. The error does not repeat
+    /// the text, which may hold a password.
     pub fn parse(url: &str) -> Result<Self, String> {
         let url = url.trim();
         let wrong = |why: &str| {
@@ -86,7 +87,7 @@ impl Target {
     }
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// The service answered.
@@ -113,7 +114,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that connects when it is first used.
+    /// Makes a client that connects when it is first used.
     #[must_use]
     pub fn new(target: Arc<Target>, timeout: Duration) -> Self {
         Self {
@@ -184,7 +185,7 @@ impl Client {
         }
     }
 
-    /// The kept connection if it is still good, else a new one.
+    /// Returns the kept connection if it is still good, else a new one.
     async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, String> {
         if let Some(mut connection) = self.connection.take()
             && connection.ready().await.is_ok()
@@ -249,7 +250,7 @@ pub(crate) struct ItemsPage {
     pub(crate) next_cursor: Option<String>,
 }
 
-/// The last part of a problem's type: `database-unavailable` of
+/// Returns the last part of a problem's type: `database-unavailable` of
 /// `https://example.org/problems/database-unavailable`.
 pub(crate) fn problem_type(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]

@@ -8,7 +8,7 @@ use super::anomaly::{Anomaly, Kind};
 /// Why a history cannot be judged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JudgeError {
-    /// Reads of the value could not be told apart.
+    /// Two operations wrote the same value, so reads of it do not say which one they saw.
     #[error("the value {value:?} is written by two operations; values must be unique")]
     ValueWrittenTwice {
         /// The value.
@@ -23,7 +23,7 @@ pub enum JudgeError {
     /// The two methods disagree: a bug in the judge.
     #[error("the fast test found a {kind} of item {key}, and the general test does not confirm it")]
     Unconfirmed {
-        /// What was found.
+        /// The kind of anomaly that the fast test found.
         kind: Kind,
         /// The item.
         key: String,

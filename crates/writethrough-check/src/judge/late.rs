@@ -40,7 +40,7 @@ pub(crate) struct LateReads {
     pub(crate) last: Moment,
 }
 
-/// What was found.
+/// The result of the search for late reads.
 #[derive(Debug)]
 pub(crate) struct Found {
     /// The late reads, by the group that they showed. Of a group with stale reads no others are

@@ -47,7 +47,7 @@ use crate::history::{Action, History, Key, Outcome};
 pub use self::anomaly::{Anomaly, Confirmation, Kind, Member, Role, Staleness};
 pub use self::findings::{Findings, JudgeError, STALENESS_BUCKETS_MS};
 
-/// Judges histories.
+/// A judge of histories.
 #[derive(Clone, Debug)]
 pub struct Judge {
     explain: usize,
@@ -177,7 +177,7 @@ impl Judge {
     }
 }
 
-/// Counts, by key, the writes of unknown outcome that nobody saw.
+/// Counts, by key, the writes of unknown outcome whose value was never read.
 fn unseen_writes(registers: &Registers<'_>, findings: &mut Findings) -> Vec<u64> {
     let history = registers.writes.history;
     let mut unseen = vec![0; history.key_count()];

@@ -81,7 +81,7 @@ pub(crate) struct Registers<'h> {
     pub(crate) writes: Writes<'h>,
     /// Pages that left out an item which they would have shown.
     omissions: Vec<(Key, Op)>,
-    /// By value, for the values that somebody wrote.
+    /// By value; only written values have one.
     zones: Vec<Zone>,
     /// The value that an item had before the history began, and what was seen of it. Several items
     /// may have had the same one.
@@ -115,7 +115,7 @@ impl<'h> Registers<'h> {
         registers
     }
 
-    /// Returns the zone of a value that somebody wrote.
+    /// Returns the zone of a written value.
     pub(crate) fn zone(&self, value: Value) -> &Zone {
         &self.zones[value.0 as usize]
     }

@@ -17,7 +17,7 @@ use crate::history::Value;
 /// One operation on one item, with what it showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// The item comes to be with this value and version.
+    /// The item begins to exist with this value and version.
     Create(Value, Option<u64>),
     /// The existing item's value is replaced; the version grows.
     Update(Value, Option<u64>),
@@ -36,13 +36,13 @@ pub struct Event {
     pub start: i64,
     /// Completion; `i64::MAX` when the outcome is unknown.
     pub end: i64,
-    /// What was done.
+    /// The call itself.
     pub call: Call,
     /// It may never have happened.
     pub optional: bool,
 }
 
-/// What the search found.
+/// The result of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// There is a linearization.

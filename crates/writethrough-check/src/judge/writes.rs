@@ -177,7 +177,7 @@ impl<'h> Writes<'h> {
         }
     }
 
-    /// Finds the keys of creates whose answer never came: the first read of such a value tells.
+    /// Finds the keys of creates whose answer never came, from the first read of their value.
     fn resolve_creates(&mut self) {
         let history = self.history;
         for operation in history.operations() {

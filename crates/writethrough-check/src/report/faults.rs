@@ -20,7 +20,7 @@ pub const LONGEST_WRITE: Duration = Duration::from_secs(3);
 const SETTLE_NS: i64 = 3_000_000_000;
 /// How long a target that is back, or whose database is back, may take to find out.
 const RETURN_NS: i64 = 1_000_000_000;
-/// Broken promises that are told one by one.
+/// Operations that are listed for each broken promise, at most.
 const TOLD: usize = 10;
 
 /// How well the service did while a fault was in force, and a little longer.
@@ -81,7 +81,7 @@ pub struct Promises {
     pub longest_write_ms: f64,
 }
 
-/// What a run with faults adds to a summary.
+/// The part of a summary that a run with faults adds.
 #[derive(Clone, Debug, Serialize)]
 pub struct UnderFaults {
     /// Where the schedule's random choices started.
@@ -96,11 +96,11 @@ pub struct UnderFaults {
     pub faults: Vec<FaultSummary>,
     /// The same by kind.
     pub fault_kinds: Vec<FaultKindSummary>,
-    /// What the audit found; none when it could not be done.
+    /// The result of the audit; none when it could not be done.
     pub audit: Option<Audit>,
     /// The accounting.
     pub promises: Promises,
-    /// Whether the promises are this service's: in the other modes they are only measured.
+    /// The service makes these promises in this mode; in the other modes they are only measured.
     pub promised: bool,
     /// Each broken promise, in words.
     pub promises_broken: Vec<String>,
@@ -108,7 +108,7 @@ pub struct UnderFaults {
     pub errors: Vec<String>,
 }
 
-/// What the caller knows, and the history does not say.
+/// The facts about a run that its history does not say.
 #[derive(Clone, Debug, Default)]
 pub struct Circumstances {
     /// Where the schedule's random choices started.
@@ -117,13 +117,13 @@ pub struct Circumstances {
     pub consistency: String,
     /// Reads that were answered from the cache.
     pub cache_hits: u64,
-    /// What the audit found.
+    /// The result of the audit.
     pub audit: Option<Audit>,
     /// Faults that could not be caused or undone, or why there is no audit.
     pub errors: Vec<String>,
 }
 
-/// Whether an answer is owed to an operation.
+/// The times at which targets owed no answer, because of a fault.
 struct Debts<'a> {
     faults: &'a [FaultWindow],
 }
@@ -206,7 +206,7 @@ fn by_kind(faults: &[FaultSummary]) -> Vec<FaultKindSummary> {
     kinds.into_values().collect()
 }
 
-/// What was promised and not kept, the anomalies aside.
+/// Lists the promises that were not kept, the anomalies aside.
 fn broken(operations: &[&Operation], debts: &Debts<'_>, promises: &Promises) -> Vec<String> {
     let mut told = Vec::new();
     let mut tell = |total: u64, title: String, wanted: &dyn Fn(&Operation) -> bool| {
@@ -255,7 +255,7 @@ fn broken(operations: &[&Operation], debts: &Debts<'_>, promises: &Promises) -> 
     told
 }
 
-/// One operation, and the faults around it.
+/// Describes one operation and the faults around it.
 fn describe(operation: &Operation, faults: &[FaultWindow]) -> String {
     let around: Vec<String> = faults
         .iter()

@@ -91,9 +91,9 @@ pub struct KindCount {
 pub struct MemberSummary {
     /// The part it plays.
     pub role: Role,
-    /// Whether the anomaly needs it.
+    /// The anomaly is no longer one when this operation is left out.
     pub needed: bool,
-    /// What was asked for.
+    /// The kind of operation.
     pub op: Action,
     /// Number of the process.
     pub process: u32,
@@ -103,7 +103,7 @@ pub struct MemberSummary {
     pub value: Option<String>,
     /// Version that the answer carried.
     pub version: Option<u64>,
-    /// What was known about the effect.
+    /// What the process learnt about the effect.
     pub outcome: Outcome,
     /// Invocation.
     pub start_ns: i64,

@@ -43,7 +43,7 @@ pub enum WorkloadError {
     Unreachable {
         /// The last service that was tried.
         target: String,
-        /// What it said, or why it said nothing.
+        /// The answer of the service, or why there was none.
         reason: String,
     },
 }
