@@ -40,11 +40,14 @@ pub(crate) struct HealthArgs {
 /// # Errors
 ///
 /// The address is none, or no server answers there.
-pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(
+    args: &HealthArgs,
+    variable: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let places = listen::reachable_at(config::listen(&args.listen, crate::variable)?);
+    let places = listen::reachable_at(config::listen(&args.listen, variable)?);
     let (status, body) = runtime.block_on(get_any(&places, &args.path, BOUND))?;
     let _ = writeln!(
         std::io::stdout(),

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         Some(Command::Check(args)) => return check(*args),
         #[cfg(feature = "lab")]
         Some(Command::Lab(args)) => writethrough_lab::run(args),
-        Some(Command::Health(args)) => health::run(&args),
+        Some(Command::Health(args)) => health::run(&args, variable),
         None => serve(&cli.serve).map(|()| ExitCode::SUCCESS),
     };
     match outcome {

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
-use writethrough_testbed::{ChildSpec, Testbed, free_port, until};
+use writethrough_lab::cluster::Serve;
+use writethrough_testbed::{Testbed, until};
 
 const DELAY: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,13 +35,11 @@ async fn each_operation_costs_what_is_promised() {
     let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
     let to_redis = testbed.link(redis.addr()).await.unwrap();
     let to_postgres = testbed.link(postgres.addr()).await.unwrap();
-    let listen = format!("127.0.0.1:{}", free_port());
-    let serve = ChildSpec::new("api", env!("CARGO_BIN_EXE_writethrough"))
-        .args(["serve", "--listen", &listen])
-        .args(["--database", &to_postgres.url_for(&postgres.url())])
-        .args(["--cache", &to_redis.url_for(&redis.url())]);
-    let api = testbed.child(serve).await.unwrap();
-    let items = format!("http://{listen}/items");
+    let api = Serve::new("api", env!("CARGO_BIN_EXE_writethrough"))
+        .database(&to_postgres.url_for(&postgres.url()))
+        .cache(&to_redis.url_for(&redis.url()));
+    let api = api.start(&testbed).await.unwrap();
+    let items = format!("{}/items", api.url());
     let client = Client::builder().timeout(PATIENCE).build().unwrap();
 
     let create = async || {
@@ -82,7 +81,7 @@ async fn each_operation_costs_what_is_promised() {
             .unwrap()
     };
     let clear = async || {
-        let clear = format!("http://{listen}/cache/clear");
+        let clear = format!("{}/cache/clear", api.url());
         client
             .post(clear)
             .send()
@@ -110,7 +109,7 @@ async fn each_operation_costs_what_is_promised() {
         cache.contains("hit").then_some(())
     })
     .await
-    .unwrap_or_else(|error| panic!("{error}\n{}", api.log_tail(30)));
+    .unwrap_or_else(|error| panic!("{error}\n{}", api.process().log_tail(30)));
     let warm = create().await.json::<Value>().await.unwrap()["id"]
         .as_str()
         .unwrap()

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use writethrough_testbed::{Child, ChildSpec, Link, Postgres, Redis, Testbed, free_port, until};
+use writethrough_lab::cluster::{Cluster, Consistency, Node, Serve};
+use writethrough_testbed::until;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest that a write may wait around the switch from one epoch to the next.
@@ -26,84 +27,40 @@ const LONGEST_WRITE: Duration = Duration::from_millis(2500);
 const HITS_RESUME: Duration = Duration::from_secs(5);
 const ITEMS: usize = 6;
 
-struct Node {
-    url: String,
-    process: Child,
-    redis: Link,
-    postgres: Link,
-}
-
 struct Lab {
-    nodes: [Node; 2],
-    redis: Redis,
-    replica: Option<Redis>,
-    postgres: Postgres,
+    cluster: Cluster,
     client: Client,
-    _testbed: Testbed,
 }
 
 impl Lab {
-    async fn new(consistency: &str) -> Self {
+    async fn new(consistency: Consistency) -> Self {
         Self::with_replica(consistency, false).await
     }
 
-    async fn with_replica(consistency: &str, replica: bool) -> Self {
-        let testbed = Testbed::new().await.unwrap();
-        let (postgres, redis) = tokio::join!(testbed.postgres(), testbed.redis());
-        let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
-        let replica = match replica {
-            true => Some(testbed.redis_replica_of(&redis).await.unwrap()),
-            false => None,
-        };
+    async fn with_replica(consistency: Consistency, replica: bool) -> Self {
+        let serve = Serve::new("node", env!("CARGO_BIN_EXE_writethrough")).consistency(consistency);
+        let cluster = Cluster::behind_links(2, replica, &serve).await.unwrap();
         let client = Client::builder()
             .timeout(Duration::from_secs(15))
             .build()
             .unwrap();
-        let nodes = [
-            Self::node(&testbed, "a", consistency, &postgres, &redis).await,
-            Self::node(&testbed, "b", consistency, &postgres, &redis).await,
-        ];
-        let lab = Self {
-            nodes,
-            redis,
-            replica,
-            postgres,
-            client,
-            _testbed: testbed,
-        };
-        for node in &lab.nodes {
+        let lab = Self { cluster, client };
+        for node in lab.cluster.nodes() {
             lab.wait_for_hits(node).await;
         }
         lab
     }
 
-    async fn node(
-        testbed: &Testbed,
-        name: &str,
-        consistency: &str,
-        postgres: &Postgres,
-        redis: &Redis,
-    ) -> Node {
-        let to_redis = testbed.link(redis.addr()).await.unwrap();
-        let to_postgres = testbed.link(postgres.addr()).await.unwrap();
-        let listen = format!("127.0.0.1:{}", free_port());
-        let command = ChildSpec::new(name, env!("CARGO_BIN_EXE_writethrough"))
-            .args(["serve", "--listen", &listen, "--consistency", consistency])
-            .args(["--database", &to_postgres.url_for(&postgres.url())])
-            .args(["--cache", &to_redis.url_for(&redis.url())]);
-        let process = testbed.child(command).await.unwrap();
-        Node {
-            url: format!("http://{listen}"),
-            process,
-            redis: to_redis,
-            postgres: to_postgres,
-        }
+    /// The two nodes.
+    fn pair(&self) -> [&Node; 2] {
+        let nodes = self.cluster.nodes();
+        [&nodes[0], &nodes[1]]
     }
 
     async fn get(&self, node: &Node, id: &str) -> Option<(u64, String)> {
         let response = self
             .client
-            .get(format!("{}/items/{id}", node.url))
+            .get(format!("{}/items/{id}", node.url()))
             .send()
             .await
             .ok()?;
@@ -122,7 +79,7 @@ impl Lab {
 
     async fn create(&self, node: &Node) -> String {
         let body = json!({"name": "0", "price": 1});
-        let url = format!("{}/items", node.url);
+        let url = format!("{}/items", node.url());
         let response = self.client.post(url).json(&body).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::CREATED);
         response.json::<Value>().await.unwrap()["id"]
@@ -133,7 +90,7 @@ impl Lab {
 
     async fn put(&self, node: &Node, id: &str, number: u64) -> bool {
         let body = json!({"name": number.to_string(), "price": 1});
-        let url = format!("{}/items/{id}", node.url);
+        let url = format!("{}/items/{id}", node.url());
         let response = self.client.put(url).json(&body).send().await;
         response.is_ok_and(|response| response.status() == StatusCode::OK)
     }
@@ -141,8 +98,8 @@ impl Lab {
     /// Waits until the node serves from the cache, and tells how long that took.
     async fn wait_for_hits(&self, node: &Node) -> Duration {
         let started = Instant::now();
-        let sample = format!("{}/items/550e8400-e29b-41d4-a716-446655440001", node.url);
-        until(&format!("{} hits", node.url), PATIENCE, || async {
+        let sample = format!("{}/items/550e8400-e29b-41d4-a716-446655440001", node.url());
+        until(&format!("{} hits", node.url()), PATIENCE, || async {
             let response = self.client.get(&sample).send().await.ok()?;
             let cache = response
                 .headers()
@@ -153,7 +110,7 @@ impl Lab {
             cache.contains("hit").then_some(())
         })
         .await
-        .unwrap_or_else(|error| panic!("{error}\n{}", node.process.log_tail(30)));
+        .unwrap_or_else(|error| panic!("{error}\n{}", node.process().log_tail(30)));
         started.elapsed()
     }
 
@@ -161,7 +118,7 @@ impl Lab {
     async fn under_load(self: &Arc<Self>, fault: impl Future<Output = ()>) -> Report {
         let mut ids = Vec::new();
         for _ in 0..ITEMS {
-            ids.push(self.create(&self.nodes[0]).await);
+            ids.push(self.create(&self.cluster.nodes()[0]).await);
         }
         let load = Arc::new(Load {
             lab: self.clone(),
@@ -270,7 +227,11 @@ impl Load {
 
     async fn read(&self, item: usize, node: usize) {
         let floor = self.floors[item].load(Ordering::SeqCst);
-        match self.lab.get(&self.lab.nodes[node], &self.ids[item]).await {
+        match self
+            .lab
+            .get(&self.lab.cluster.nodes()[node], &self.ids[item])
+            .await
+        {
             None => {
                 self.failed_reads.fetch_add(1, Ordering::SeqCst);
             }
@@ -304,7 +265,7 @@ impl Load {
         while !self.stop.load(Ordering::SeqCst) {
             number += 1;
             let started = Instant::now();
-            let node = &self.lab.nodes[number as usize % 2];
+            let node = &self.lab.cluster.nodes()[number as usize % 2];
             if self.lab.put(node, &self.ids[item], number).await {
                 self.floors[item].fetch_max(number, Ordering::SeqCst);
                 self.writes.fetch_add(1, Ordering::SeqCst);
@@ -324,12 +285,12 @@ async fn for_a_while() {
 
 impl Lab {
     async fn assert_hits_resume(&self) {
-        for node in &self.nodes {
+        for node in self.cluster.nodes() {
             let took = self.wait_for_hits(node).await;
             assert!(
                 took < HITS_RESUME,
                 "{} hit again only after {took:?}",
-                node.url
+                node.url()
             );
         }
     }
@@ -340,7 +301,7 @@ macro_rules! fault_test {
         $(#[$doc])*
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            let lab = Arc::new(Lab::with_replica("strict", false).await);
+            let lab = Arc::new(Lab::with_replica(Consistency::Strict, false).await);
             let $lab = lab.clone();
             let report = lab.under_load(async move { $fault }).await;
             report.assert_nothing_stale();
@@ -350,66 +311,66 @@ macro_rules! fault_test {
 }
 
 fault_test!(redis_is_killed_and_comes_back, lab, {
-    lab.redis.kill().await.unwrap();
+    lab.cluster.redis().kill().await.unwrap();
     for_a_while().await;
-    lab.redis.start().await.unwrap();
+    lab.cluster.redis().start().await.unwrap();
     lab.assert_hits_resume().await;
 });
 
 fault_test!(redis_hangs_and_goes_on, lab, {
-    lab.redis.pause().await.unwrap();
+    lab.cluster.redis().pause().await.unwrap();
     for_a_while().await;
-    lab.redis.resume().await.unwrap();
+    lab.cluster.redis().resume().await.unwrap();
     lab.assert_hits_resume().await;
 });
 
 fault_test!(redis_hangs_for_a_moment, lab, {
-    lab.redis.pause().await.unwrap();
+    lab.cluster.redis().pause().await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    lab.redis.resume().await.unwrap();
+    lab.cluster.redis().resume().await.unwrap();
     lab.assert_hits_resume().await;
 });
 
 fault_test!(one_node_is_cut_off_from_redis, lab, {
-    lab.nodes[0].redis.cut();
+    lab.cluster.nodes()[0].redis().unwrap().cut();
     for_a_while().await;
-    lab.nodes[0].redis.heal();
+    lab.cluster.nodes()[0].redis().unwrap().heal();
     lab.assert_hits_resume().await;
 });
 
 fault_test!(one_nodes_redis_link_stalls, lab, {
-    lab.nodes[1].redis.stall();
+    lab.cluster.nodes()[1].redis().unwrap().stall();
     for_a_while().await;
-    lab.nodes[1].redis.heal();
+    lab.cluster.nodes()[1].redis().unwrap().heal();
     lab.assert_hits_resume().await;
 });
 
 fault_test!(one_nodes_redis_connection_is_reset, lab, {
     for _ in 0..10 {
-        lab.nodes[0].redis.reset();
+        lab.cluster.nodes()[0].redis().unwrap().reset();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     lab.assert_hits_resume().await;
 });
 
 fault_test!(redis_restarts_empty, lab, {
-    lab.redis.restart_empty().await.unwrap();
+    lab.cluster.redis().restart_empty().await.unwrap();
     lab.assert_hits_resume().await;
     for_a_while().await;
 });
 
 fault_test!(redis_is_flushed, lab, {
     for _ in 0..5 {
-        lab.redis.flush().await.unwrap();
+        lab.cluster.redis().flush().await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     lab.assert_hits_resume().await;
 });
 
 async fn old_snapshot(lab: &Lab) {
-    let snapshot = lab.redis.snapshot().await.unwrap();
+    let snapshot = lab.cluster.redis().snapshot().await.unwrap();
     for_a_while().await;
-    lab.redis.restart_from(&snapshot).await.unwrap();
+    lab.cluster.redis().restart_from(&snapshot).await.unwrap();
     for_a_while().await;
 }
 
@@ -420,21 +381,24 @@ fault_test!(redis_restarts_from_an_old_snapshot, lab, {
 
 /// The replica stops following, writes go on, the primary dies, the replica takes its place.
 async fn lagging_failover(lab: &Lab) {
-    let replica = lab.replica.as_ref().unwrap();
-    replica.wait_caught_up_with(&lab.redis).await.unwrap();
+    let replica = lab.cluster.other_redis().unwrap();
+    replica
+        .wait_caught_up_with(lab.cluster.redis())
+        .await
+        .unwrap();
     replica.freeze_replication().unwrap();
     for_a_while().await;
-    lab.redis.kill().await.unwrap();
+    lab.cluster.redis().kill().await.unwrap();
     replica.promote().await.unwrap();
-    for node in &lab.nodes {
-        node.redis.retarget(replica.addr());
+    for node in lab.cluster.nodes() {
+        node.redis().unwrap().retarget(replica.addr());
     }
     for_a_while().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_is_replaced_by_a_lagging_replica() {
-    let lab = Arc::new(Lab::with_replica("strict", true).await);
+    let lab = Arc::new(Lab::with_replica(Consistency::Strict, true).await);
     let under_test = lab.clone();
     let report = lab
         .under_load(async move {
@@ -449,16 +413,22 @@ async fn redis_is_replaced_by_a_lagging_replica() {
 /// For a while one node still talks to the old primary and the other to the promoted replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_nodes_disagree_on_which_redis_is_the_primary() {
-    let lab = Arc::new(Lab::with_replica("strict", true).await);
+    let lab = Arc::new(Lab::with_replica(Consistency::Strict, true).await);
     let under_test = lab.clone();
     let report = lab
         .under_load(async move {
-            let replica = under_test.replica.as_ref().unwrap();
+            let replica = under_test.cluster.other_redis().unwrap();
             replica.promote().await.unwrap();
-            under_test.nodes[1].redis.retarget(replica.addr());
+            under_test.cluster.nodes()[1]
+                .redis()
+                .unwrap()
+                .retarget(replica.addr());
             for_a_while().await;
             for_a_while().await;
-            under_test.nodes[0].redis.retarget(replica.addr());
+            under_test.cluster.nodes()[0]
+                .redis()
+                .unwrap()
+                .retarget(replica.addr());
             under_test.assert_hits_resume().await;
         })
         .await;
@@ -473,14 +443,19 @@ async fn the_nodes_disagree_on_which_redis_is_the_primary() {
 /// Requests fail while Postgres is away, but none is stale, and all is well afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_restarts() {
-    let lab = Arc::new(Lab::new("strict").await);
+    let lab = Arc::new(Lab::new(Consistency::Strict).await);
     let under_test = lab.clone();
     let report = lab
         .under_load(async move {
-            under_test.postgres.restart().await.unwrap();
+            under_test.cluster.postgres().restart().await.unwrap();
             under_test.assert_hits_resume().await;
             for_a_while().await;
-            under_test.postgres.terminate_connections().await.unwrap();
+            under_test
+                .cluster
+                .postgres()
+                .terminate_connections()
+                .await
+                .unwrap();
             for_a_while().await;
             under_test.assert_hits_resume().await;
         })
@@ -492,27 +467,28 @@ async fn postgres_restarts() {
 /// cache until the intent lapses, and everybody reads the store meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_dies_with_an_intent_open() {
-    let lab = Arc::new(Lab::new("strict").await);
-    let [a, b] = &lab.nodes;
+    let lab = Arc::new(Lab::new(Consistency::Strict).await);
+    let [a, b] = lab.pair();
     let id = lab.create(a).await;
     assert!(lab.put(a, &id, 1).await);
     assert_eq!(lab.get(b, &id).await.unwrap().0, 1);
-    a.postgres.stall_replies();
+    a.postgres().unwrap().stall_replies();
     let writer = tokio::spawn({
         let (lab, id) = (lab.clone(), id.clone());
-        async move { lab.put(&lab.nodes[0], &id, 2).await }
+        async move { lab.put(&lab.cluster.nodes()[0], &id, 2).await }
     });
     // The write has been made; its reply and the end of its intent have not.
     until("the write is in Postgres", PATIENCE, || async {
         let name = lab
-            .postgres
+            .cluster
+            .postgres()
             .run(&format!("SELECT name FROM items WHERE id = '{id}'"))
             .await;
         name.ok().filter(|name| name.trim() == "2")
     })
     .await
     .unwrap();
-    a.process.kill().await.unwrap();
+    a.process().kill().await.unwrap();
     assert!(!writer.await.unwrap());
     let (number, cache) = lab.get(b, &id).await.unwrap();
     assert_eq!(number, 2, "{cache}");
@@ -528,37 +504,37 @@ async fn a_node_dies_with_an_intent_open() {
     )
     .await
     .unwrap();
-    let keys: Vec<String> = lab.redis.query(&["KEYS", "*"]).await.unwrap();
+    let keys: Vec<String> = lab.cluster.redis().query(&["KEYS", "*"]).await.unwrap();
     println!("left in Redis: {keys:?}");
 }
 
 /// A node whose load is held up while another node writes: its fill must be refused.
 async fn slow_fill(lab: &Arc<Lab>) -> (u64, u64) {
-    let [a, b] = &lab.nodes;
+    let [a, b] = lab.pair();
     let id = lab.create(b).await;
     assert!(lab.put(b, &id, 1).await);
     let cleared = lab
         .client
-        .post(format!("{}/cache/clear", b.url))
+        .post(format!("{}/cache/clear", b.url()))
         .send()
         .await
         .unwrap();
     assert_eq!(cleared.status(), StatusCode::OK);
-    a.postgres.stall_replies();
+    a.postgres().unwrap().stall_replies();
     let selects =
         "SELECT sum(calls) FROM pg_stat_statements WHERE query LIKE '%FROM items%id = $1%'";
-    let before = lab.postgres.run(selects).await.unwrap();
+    let before = lab.cluster.postgres().run(selects).await.unwrap();
     let reader = tokio::spawn({
         let (lab, id) = (lab.clone(), id.clone());
-        async move { lab.get(&lab.nodes[0], &id).await }
+        async move { lab.get(&lab.cluster.nodes()[0], &id).await }
     });
     until("the load has read the old value", PATIENCE, || async {
-        (lab.postgres.run(selects).await.ok()? != before).then_some(())
+        (lab.cluster.postgres().run(selects).await.ok()? != before).then_some(())
     })
     .await
     .unwrap();
     assert!(lab.put(b, &id, 2).await);
-    a.postgres.heal();
+    a.postgres().unwrap().heal();
     let slow = reader.await.unwrap().unwrap().0;
     until("node a answers", PATIENCE, || lab.get(a, &id))
         .await
@@ -569,14 +545,14 @@ async fn slow_fill(lab: &Arc<Lab>) -> (u64, u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_fill_is_refused() {
-    let lab = Arc::new(Lab::new("strict").await);
+    let lab = Arc::new(Lab::new(Consistency::Strict).await);
     let (_, fresh) = slow_fill(&lab).await;
     assert_eq!(fresh, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_textbook_is_caught_by_a_slow_fill() {
-    let lab = Arc::new(Lab::new("textbook").await);
+    let lab = Arc::new(Lab::new(Consistency::Textbook).await);
     let (slow, later) = slow_fill(&lab).await;
     assert_eq!(
         (slow, later),
@@ -587,7 +563,7 @@ async fn the_textbook_is_caught_by_a_slow_fill() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_textbook_is_caught_by_an_old_snapshot() {
-    let lab = Arc::new(Lab::new("textbook").await);
+    let lab = Arc::new(Lab::new(Consistency::Textbook).await);
     let under_test = lab.clone();
     let report = lab
         .under_load(async move { old_snapshot(&under_test).await })
@@ -597,7 +573,7 @@ async fn the_textbook_is_caught_by_an_old_snapshot() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_textbook_is_caught_by_a_lagging_replica() {
-    let lab = Arc::new(Lab::with_replica("textbook", true).await);
+    let lab = Arc::new(Lab::with_replica(Consistency::Textbook, true).await);
     let under_test = lab.clone();
     let report = lab
         .under_load(async move { lagging_failover(&under_test).await })

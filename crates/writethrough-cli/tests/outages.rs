@@ -13,8 +13,9 @@ use support::{Answer, SAMPLE, Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use writethrough::Consistency;
+use writethrough_lab::cluster::Serve;
 use writethrough_service::config::{CacheBackend, Config, Database};
-use writethrough_testbed::{ChildSpec, Link, Postgres, Redis, Testbed, free_port};
+use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
 const BODY: &str = r#"{"name": "Lamp", "price": 24.50}"#;
 
@@ -458,17 +459,10 @@ async fn the_other_modes_do_what_they_say() {
 async fn connections_that_are_lost_again_and_again_are_told_of_once() {
     let testbed = Testbed::new().await.unwrap();
     let redis = testbed.redis().await.unwrap();
-    let listen = format!("127.0.0.1:{}", free_port());
-    let command = ChildSpec::new("node", env!("CARGO_BIN_EXE_writethrough"))
-        .args([
-            "serve",
-            "--listen",
-            &listen,
-            "--database",
-            "sqlite::memory:",
-        ])
-        .args(["--cache", &redis.url()]);
-    let node = testbed.child(command).await.unwrap();
+    let node = Serve::new("node", env!("CARGO_BIN_EXE_writethrough"))
+        .database("sqlite::memory:")
+        .cache(&redis.url());
+    let node = node.start(&testbed).await.unwrap();
     let mut newest = 0;
     for _ in 0..8 {
         // Both connections of a session that is newer than the last.
@@ -481,7 +475,7 @@ async fn connections_that_are_lost_again_and_again_are_told_of_once() {
                 .filter(|id| *id > newest)
                 .collect();
             // An older session was given up before these were opened.
-            let health = reqwest::get(format!("http://{listen}/health")).await.ok()?;
+            let health = reqwest::get(format!("{}/health", node.url())).await.ok()?;
             let health: Value = health.json().await.ok()?;
             let connected = health["dependencies"]["redis"] == "ok" && ids.len() == 2;
             connected.then(|| ids.into_iter().max().unwrap_or_default())
@@ -491,12 +485,12 @@ async fn connections_that_are_lost_again_and_again_are_told_of_once() {
         redis.command(&kill).await.unwrap();
     }
     let count = |text: &str| {
-        let log = node.log_tail(1000);
+        let log = node.process().log_tail(1000);
         log.lines().filter(|line| line.contains(text)).count()
     };
     // Whichever connection is met first, there are two ways at most to say that it is closed.
     let lost = count("Redis connection lost");
-    assert!((1..=2).contains(&lost), "{}", node.log_tail(30));
+    assert!((1..=2).contains(&lost), "{}", node.process().log_tail(30));
     until("the last end is told", async || {
         (count("Redis is connected and verified") == lost + 1).then_some(())
     })

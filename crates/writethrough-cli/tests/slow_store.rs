@@ -18,7 +18,8 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use writethrough_testbed::{ChildSpec, Testbed, free_port, until};
+use writethrough_lab::cluster::{Consistency, Serve};
+use writethrough_testbed::{Testbed, until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ITEMS: usize = 20;
@@ -41,26 +42,26 @@ enum Emptied {
 }
 
 /// Hits in each second: three before the stall, and those after it.
-async fn hits(consistency: &str, emptied: Emptied) -> (Vec<u64>, Vec<u64>) {
+async fn hits(consistency: Consistency, emptied: Emptied) -> (Vec<u64>, Vec<u64>) {
     let _alone = ALONE.lock().await;
     let testbed = Testbed::new().await.unwrap();
     let (postgres, redis) = tokio::join!(testbed.postgres(), testbed.redis());
     let (postgres, redis) = (postgres.unwrap(), redis.unwrap());
     let link = testbed.link(postgres.addr()).await.unwrap();
-    let listen = format!("127.0.0.1:{}", free_port());
-    let command = ChildSpec::new("node", env!("CARGO_BIN_EXE_writethrough"))
-        .args(["serve", "--listen", &listen, "--consistency", consistency])
-        .args(["--database", &link.url_for(&postgres.url())])
-        .args(["--cache", &redis.url(), "--database-pool-size", "2"]);
-    let node = testbed.child(command).await.unwrap();
-    let url = format!("http://{listen}");
+    let node = Serve::new("node", env!("CARGO_BIN_EXE_writethrough"))
+        .consistency(consistency)
+        .database(&link.url_for(&postgres.url()))
+        .cache(&redis.url())
+        .flag("--database-pool-size", "2");
+    let node = node.start(&testbed).await.unwrap();
+    let url = node.url();
     let client = Client::builder().timeout(PATIENCE).build().unwrap();
     until("the service is ready", PATIENCE, || async {
         let answer = client.get(format!("{url}/readyz")).send().await.ok()?;
         (answer.status() == StatusCode::OK).then_some(())
     })
     .await
-    .unwrap_or_else(|error| panic!("{error}\n{}", node.log_tail(30)));
+    .unwrap_or_else(|error| panic!("{error}\n{}", node.process().log_tail(30)));
     let mut items = Vec::new();
     for number in 0..ITEMS {
         let body = json!({"name": number.to_string(), "price": 1});
@@ -96,7 +97,7 @@ async fn hits(consistency: &str, emptied: Emptied) -> (Vec<u64>, Vec<u64>) {
         (second().await > 300).then_some(())
     })
     .await
-    .unwrap_or_else(|error| panic!("{error}\n{}", node.log_tail(30)));
+    .unwrap_or_else(|error| panic!("{error}\n{}", node.process().log_tail(30)));
     let before = vec![second().await, second().await];
     link.stall();
     match emptied {
@@ -128,7 +129,7 @@ fn recovered(before: &[u64], after: &[u64]) -> bool {
     after.last().is_some_and(|hits| hits * 10 >= usual * 8)
 }
 
-async fn the_cache_comes_back(consistency: &str, emptied: Emptied) {
+async fn the_cache_comes_back(consistency: Consistency, emptied: Emptied) {
     let (before, after) = hits(consistency, emptied).await;
     assert!(
         recovered(&before, &after),
@@ -138,16 +139,16 @@ async fn the_cache_comes_back(consistency: &str, emptied: Emptied) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_of_an_overloaded_store_and_a_cleared_cache_are_got_over() {
-    the_cache_comes_back("strict", Emptied::Cleared).await;
+    the_cache_comes_back(Consistency::Strict, Emptied::Cleared).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_of_an_overloaded_store_and_a_restarted_redis_are_got_over() {
-    the_cache_comes_back("strict", Emptied::Restarted).await;
+    the_cache_comes_back(Consistency::Strict, Emptied::Restarted).await;
 }
 
 /// To be compared with: the textbook fills without asking anybody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_textbook_gets_over_it_too() {
-    the_cache_comes_back("textbook", Emptied::Cleared).await;
+    the_cache_comes_back(Consistency::Textbook, Emptied::Cleared).await;
 }

@@ -12,10 +12,11 @@ use std::time::Duration;
 use support::{ApiClient, config, until};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
+use writethrough_lab::cluster::Serve;
 use writethrough_service::config::{CacheBackend, Database};
 use writethrough_service::server::Server;
 use writethrough_service::store::postgres::{Connector, Lasts, PostgresStore};
-use writethrough_testbed::{ChildSpec, Testbed, free_port};
+use writethrough_testbed::Testbed;
 
 /// The number of the lock under which the fence's migrations are made.
 const LOCK: i64 = 0x7772_6974_6574_6801;
@@ -134,18 +135,11 @@ async fn the_process_ends_with_the_line() {
     let testbed = Testbed::new().await.unwrap();
     let postgres = testbed.postgres().await.unwrap();
     let url = postgres.url().replace("/items_db", "/nothing");
-    let listen = format!("127.0.0.1:{}", free_port());
-    let serve = ChildSpec::new("api", env!("CARGO_BIN_EXE_writethrough")).args([
-        "serve",
-        "--listen",
-        &listen,
-        "--database",
-        &url,
-    ]);
-    let api = testbed.child(serve).await.unwrap();
-    let status = api.wait(Duration::from_secs(10)).await.unwrap();
+    let serve = Serve::new("api", env!("CARGO_BIN_EXE_writethrough")).database(&url);
+    let api = serve.start(&testbed).await.unwrap();
+    let status = api.process().wait(Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.code(), Some(2));
-    let log = api.log().unwrap();
+    let log = api.process().log().unwrap();
     let lines = log
         .lines()
         .filter(|line| line.starts_with("error: --database"));

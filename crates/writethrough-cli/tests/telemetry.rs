@@ -34,7 +34,8 @@ use support::{ApiClient, SAMPLE, until};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use writethrough_testbed::{Child, ChildSpec, Testbed, free_port};
+use writethrough_lab::cluster::{Node as ApiNode, Serve};
+use writethrough_testbed::{Testbed, free_port};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_writethrough");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -174,29 +175,23 @@ impl Receiver {
 
 /// A node with a database in memory.
 struct Node {
-    child: Child,
+    node: ApiNode,
     api: ApiClient,
 }
 
 impl Node {
     async fn start(testbed: &Testbed, variables: &[(&str, &str)]) -> Self {
-        let address = format!("127.0.0.1:{}", free_port());
-        let mut spec = ChildSpec::new("api", PROGRAM)
-            .args([
-                "serve",
-                "--listen",
-                &address,
-                "--database",
-                "sqlite::memory:",
-            ])
+        let mut serve = Serve::new("api", PROGRAM)
+            .database("sqlite::memory:")
             .env("OTEL_BSP_SCHEDULE_DELAY", "50");
         for (name, value) in variables {
-            spec = spec.env(*name, *value);
+            serve = serve.env(name, value);
         }
-        let child = testbed.child(spec).await.unwrap();
-        child.wait_for_log("listening on", PATIENCE).await.unwrap();
-        let api = ApiClient::new(format!("http://{address}"));
-        Self { child, api }
+        let node = serve.start(testbed).await.unwrap();
+        let listening = node.process().wait_for_log("listening on", PATIENCE);
+        listening.await.unwrap();
+        let api = ApiClient::new(node.url());
+        Self { node, api }
     }
 
     async fn read(&self) {
@@ -219,13 +214,13 @@ impl Node {
 
     /// The lines of the log that contain this.
     fn said(&self, part: &str) -> Vec<String> {
-        let log = self.child.log().unwrap();
+        let log = self.node.process().log().unwrap();
         let lines = log.lines().filter(|line| line.contains(part));
         lines.map(str::to_owned).collect()
     }
 
     async fn stop(self) {
-        self.child.terminate(PATIENCE).await.unwrap();
+        self.node.process().terminate(PATIENCE).await.unwrap();
     }
 }
 
@@ -260,7 +255,7 @@ async fn traces_are_sent_over_grpc_with_headers_and_packed() {
         assert_eq!(received[0].headers["grpc-encoding"], "gzip");
     }
     let told = node.said(&format!("traces go to {endpoint} over grpc"));
-    assert_eq!(told.len(), 1, "{}", node.child.log_tail(20));
+    assert_eq!(told.len(), 1, "{}", node.node.process().log_tail(20));
     assert!(node.said("WARN").is_empty(), "{:?}", node.said("WARN"));
     assert!(node.said("YTpi").is_empty());
     // Exemplars are in the one format that has them.
@@ -334,7 +329,11 @@ async fn the_first_failed_export_is_said_once_and_so_is_the_end_of_it() {
             (!receiver.spans().is_empty()).then_some(())
         })
         .await;
-        node.child.wait_for_log("again", PATIENCE).await.unwrap();
+        node.node
+            .process()
+            .wait_for_log("again", PATIENCE)
+            .await
+            .unwrap();
         let told = node.said("traces are sent to");
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(node.metric("otel_exported_spans_total").await > 0);
@@ -351,7 +350,8 @@ async fn the_wrong_protocol_is_said_with_the_remedy() {
     let endpoint = format!("http://{}", receiver.address);
     let node = Node::start(&testbed, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]).await;
     node.read().await;
-    node.child
+    node.node
+        .process()
         .wait_for_log("traces cannot be sent to", PATIENCE)
         .await
         .unwrap();
@@ -378,7 +378,8 @@ async fn spans_that_find_the_queue_full_are_counted() {
         (node.dropped("queue_full").await > 0).then_some(())
     })
     .await;
-    node.child
+    node.node
+        .process()
         .wait_for_log("traces cannot be sent to", PATIENCE)
         .await
         .unwrap();
@@ -419,7 +420,8 @@ async fn a_receiver_behind_tls_is_verified_with_the_given_authority() {
         let stranger = Node::start(&testbed, &variables).await;
         stranger.read().await;
         stranger
-            .child
+            .node
+            .process()
             .wait_for_log("traces cannot be sent to", PATIENCE)
             .await
             .unwrap();
@@ -543,7 +545,8 @@ async fn the_console_exporter_writes_spans_and_the_switches_switch_them_off() {
     let node = Node::start(&testbed, &console).await;
     node.read().await;
     let line = node
-        .child
+        .node
+        .process()
         .wait_for_log(r#""kind":"server""#, PATIENCE)
         .await
         .unwrap();

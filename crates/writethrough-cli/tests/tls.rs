@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, generate_simple_self_signed};
 use reqwest::Client;
+use writethrough_lab::cluster::{Node, Serve};
 use writethrough_service::store::postgres::{Connector, Obstacle};
-use writethrough_testbed::{Child, ChildSpec, Postgres, Redis, Testbed, free_port, until};
+use writethrough_testbed::{Child, Postgres, Redis, Testbed, free_port, until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SAMPLE: &str = "/items/550e8400-e29b-41d4-a716-446655440001";
@@ -96,27 +97,26 @@ impl Ground {
         }
     }
 
-    /// A node that believes in this authority; its base address, too.
-    async fn serve(&self, authority: &Path) -> (Child, String) {
-        let listen = format!("127.0.0.1:{}", free_port());
+    /// A node that believes in this authority.
+    async fn serve(&self, authority: &Path) -> Node {
         let root = authority.to_str().unwrap();
         let database = format!(
             "{}?sslmode=verify-full&sslrootcert={root}",
             self.postgres.url()
         );
-        let serve = ChildSpec::new("api", env!("CARGO_BIN_EXE_writethrough"))
-            .args(["serve", "--listen", &listen, "--cache", &self.cache])
-            .args(["--database", &database])
+        let serve = Serve::new("api", env!("CARGO_BIN_EXE_writethrough"))
+            .database(&database)
+            .cache(&self.cache)
             .env("SSL_CERT_FILE", root);
-        let api = self.testbed.child(serve).await.unwrap();
-        (api, format!("http://{listen}"))
+        serve.start(&self.testbed).await.unwrap()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_connections_are_encrypted() {
     let ground = Ground::new(certificate()).await;
-    let (api, base) = ground.serve(&ground.authority).await;
+    let node = ground.serve(&ground.authority).await;
+    let (api, base) = (node.process(), node.url());
     let client = Client::builder().timeout(PATIENCE).build().unwrap();
     let hit = || async {
         let answer = client.get(format!("{base}{SAMPLE}")).send().await.ok()?;
@@ -139,8 +139,9 @@ async fn an_unknown_certificate_is_refused() {
     let ground = Ground::new(certificate()).await;
     let (other, _) = certificate();
     let other = file(ground.testbed.folder(), "other.pem", &other);
-    let (api, base) = ground.serve(&other).await;
-    told_of_both(&api, &["certificate", "SSL_CERT_FILE"]).await;
+    let node = ground.serve(&other).await;
+    let (api, base) = (node.process(), node.url());
+    told_of_both(api, &["certificate", "SSL_CERT_FILE"]).await;
     let answer = Client::new().get(format!("{base}/readyz")).send().await;
     assert_eq!(answer.unwrap().status(), 503);
 }
@@ -150,8 +151,12 @@ async fn an_unknown_certificate_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_certificate_of_an_authority_is_refused_with_the_remedy() {
     let ground = Ground::new(certificate_of_an_authority()).await;
-    let (api, _) = ground.serve(&ground.authority).await;
-    told_of_both(&api, &["certificate", "basicConstraints=CA:FALSE"]).await;
+    let node = ground.serve(&ground.authority).await;
+    told_of_both(
+        node.process(),
+        &["certificate", "basicConstraints=CA:FALSE"],
+    )
+    .await;
 }
 
 /// Waits for one line of the log about each server with all of these words.
@@ -255,12 +260,10 @@ async fn a_password_that_leaves_the_machine_in_plain_text_is_told_once() {
         (format!("labuser:s3cret@localhost:{port}/items_db"), 0),
     ];
     for (place, times) in cases {
-        let listen = format!("127.0.0.1:{}", free_port());
-        let serve = ChildSpec::new("api", env!("CARGO_BIN_EXE_writethrough"))
-            .args(["serve", "--listen", &listen])
-            .args(["--database", &format!("postgres://{place}")]);
-        let api = testbed.child(serve).await.unwrap();
-        let base = format!("http://{listen}");
+        let serve = Serve::new("api", env!("CARGO_BIN_EXE_writethrough"));
+        let serve = serve.database(&format!("postgres://{place}"));
+        let node = serve.start(&testbed).await.unwrap();
+        let (api, base) = (node.process(), node.url());
         let health = || async {
             let answer = Client::new()
                 .get(format!("{base}/health"))

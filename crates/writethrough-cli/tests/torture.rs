@@ -4,14 +4,14 @@
 //! Every schedule is fixed by its seed; `writethrough check --cluster nodes=3` with the same options repeats it.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 use writethrough_check::history::{Header, History};
-use writethrough_lab::nemesis::{Cluster, ClusterSettings, Fault, audit};
+use writethrough_lab::cluster::{Cluster, Serve};
+use writethrough_lab::nemesis::{Fault, audit};
 
 /// One cluster at a time: a machine that is busy with several would break the bounds of each.
 static ALONE: Mutex<()> = Mutex::const_new(());
@@ -150,13 +150,9 @@ async fn the_textbook_is_caught_by_plain_concurrency() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_audit_finds_a_planted_difference() {
     let _alone = ALONE.lock().await;
-    let settings = ClusterSettings {
-        nodes: 2,
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_writethrough")),
-        consistency: "strict".to_owned(),
-        ttl_seconds: None,
-    };
-    let cluster = Cluster::start(&settings).await.unwrap();
+    let serve = Serve::new("node", env!("CARGO_BIN_EXE_writethrough"));
+    let cluster = Cluster::behind_links(2, false, &serve).await.unwrap();
+    cluster.wait_until_healthy().await.unwrap();
     let urls = cluster.urls();
     let history = History::new(Header::default());
     // Each item is cached by the first audit, if not by the one before.

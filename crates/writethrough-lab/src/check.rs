@@ -12,7 +12,8 @@ use writethrough_check::{
     workload::{Progress, Settings, WorkloadError},
 };
 
-use crate::nemesis::{self, Cluster, ClusterSettings, Deeds, Faults, Nemesis, Plan, Planned, Span};
+use crate::cluster::{Cluster, Consistency, Serve};
+use crate::nemesis::{self, Faults, Nemesis, NemesisLog, Plan, Planned, Span};
 
 /// The least request timeout with a cluster: a write is bounded by 10 s there, and its answer should be waited for.
 const CLUSTER_REQUEST_TIMEOUT: Duration = Duration::from_secs(12);
@@ -59,8 +60,14 @@ pub struct ClusterCheckArgs {
     pub gap: Span,
 
     /// How the nodes keep the cache
-    #[arg(long, value_name = "MODE", default_value = "strict", value_parser = ["strict", "textbook", "off"], requires = "cluster", conflicts_with = "targets")]
-    pub consistency: String,
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "strict",
+        requires = "cluster",
+        conflicts_with = "targets"
+    )]
+    pub consistency: Consistency,
 
     /// The nodes' program [default: this one]
     #[arg(
@@ -130,14 +137,16 @@ async fn check_cluster(
         Some(path) => path.clone(),
         None => std::env::current_exe().context("this program cannot be found")?,
     };
-    let started = Cluster::start(&ClusterSettings {
-        nodes: size.0,
-        binary,
-        consistency: args.consistency.clone(),
-        ttl_seconds: args.ttl,
-    })
-    .await;
-    let cluster = Arc::new(started.context("the cluster did not start")?);
+    let mut serve = Serve::new("node", binary).consistency(args.consistency);
+    if let Some(ttl) = args.ttl {
+        serve = serve.flag("--ttl", &ttl.to_string());
+    }
+    let started = async {
+        let cluster = Cluster::behind_links(size.0, true, &serve).await?;
+        cluster.wait_until_healthy().await?;
+        anyhow::Ok(cluster)
+    };
+    let cluster = Arc::new(started.await.context("the cluster did not start")?);
     let mut settings = args.check.settings(cluster.urls());
     settings.pinned = true;
     settings.request_timeout = settings.request_timeout.max(CLUSTER_REQUEST_TIMEOUT);
@@ -164,21 +173,21 @@ async fn check_cluster(
         }
     }
     let progress = Arc::new(Progress::default());
-    let (history, deeds) = run_under(&cluster, &settings, &progress, planned).await;
+    let (history, log) = run_under(&cluster, &settings, &progress, planned).await;
     let mut history = match history {
         Ok(history) => history,
         Err(error) => return undecided(&args.check, &error, out),
     };
     history.header.note = Some(note);
-    history.header.faults = deeds.faults;
-    let mut errors = deeds.errors;
+    history.header.faults = log.faults;
+    let mut errors = log.errors;
     let audit = nemesis::audit(&history, &settings.targets, cluster.postgres()).await;
     let audit = audit
         .map_err(|error| errors.push(format!("the audit: {error}")))
         .ok();
     let circumstances = Circumstances {
         schedule_seed,
-        consistency: args.consistency.clone(),
+        consistency: args.consistency.to_string(),
         cache_hits: progress.hits(),
         audit,
         errors,
@@ -192,23 +201,23 @@ async fn run_under(
     settings: &Settings,
     progress: &Arc<Progress>,
     planned: Vec<Planned>,
-) -> (Result<History, WorkloadError>, Deeds) {
-    let mut deeds = None;
+) -> (Result<History, WorkloadError>, NemesisLog) {
+    let mut log = None;
     let mut nemesis = Some(Nemesis::start(Arc::clone(cluster), planned, settings.clock));
     let calm = async {
         if let Some(nemesis) = nemesis.take() {
             let mut done = nemesis.finish().await;
-            if let Err(error) = cluster.well().await {
+            if let Err(error) = cluster.wait_until_healthy().await {
                 done.errors.push(error.to_string());
             }
-            deeds = Some(done);
+            log = Some(done);
         }
     };
     let history = drive(settings, progress, calm).await;
     if let Some(nemesis) = nemesis {
         nemesis.finish().await;
     }
-    (history, deeds.unwrap_or_default())
+    (history, log.unwrap_or_default())
 }
 
 #[cfg(test)]

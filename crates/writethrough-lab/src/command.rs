@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use writethrough_testbed::until;
 
-use crate::control::{self, Request};
+use crate::cluster::Consistency;
+use crate::control;
+use crate::request::{Change, RedisChange, Request, Store};
 use crate::stack::{Plan, Stack};
 use crate::tools;
 use writethrough_service::shutdown::Signals;
@@ -61,9 +63,13 @@ struct UpArgs {
     )]
     listen: SocketAddr,
     /// `strict` (linearizable), `textbook` (commit, then SET: not linearizable) or `off` (no cache).
-    #[arg(long, value_name = "MODE", default_value = "strict",
-        value_parser = ["strict", "textbook", "off"])]
-    consistency: String,
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "strict",
+        hide_possible_values = true
+    )]
+    consistency: Consistency,
     /// Run a Redis replica too, for `lag redis` and `failover redis`.
     #[arg(long)]
     replica: bool,
@@ -175,10 +181,7 @@ pub fn run(args: LabArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn up(args: &UpArgs, folder: &Path) -> anyhow::Result<()> {
-    if control::ask(folder, &Request::new("ping", None))
-        .await
-        .is_ok()
-    {
+    if control::ask(folder, &Request::Ping).await.is_ok() {
         bail!(
             "a lab runs in {} already: end it with `writethrough lab down`, or choose another \
              --folder and --listen",
@@ -190,7 +193,7 @@ async fn up(args: &UpArgs, folder: &Path) -> anyhow::Result<()> {
     let plan = Plan {
         nodes: args.nodes,
         listen: args.listen,
-        consistency: args.consistency.clone(),
+        consistency: args.consistency,
         replica: args.replica,
         prometheus: !args.no_prometheus,
     };
@@ -227,7 +230,7 @@ async fn up(args: &UpArgs, folder: &Path) -> anyhow::Result<()> {
 }
 
 async fn down(folder: &Path) -> anyhow::Result<()> {
-    match control::ask(folder, &Request::new("down", None)).await {
+    match control::ask(folder, &Request::Down).await {
         Ok(_) => {}
         Err(error) => {
             if control::remove_remains(folder)? {
@@ -246,32 +249,33 @@ async fn down(folder: &Path) -> anyhow::Result<()> {
 }
 
 async fn act(command: Command, folder: &Path) -> anyhow::Result<ExitCode> {
-    let request = match &command {
-        Command::Status => Request::new("status", None),
-        Command::Stop(target) => Request::new("stop", Some(&target.server)),
-        Command::Start(target) => Request::new("start", Some(&target.server)),
-        Command::Kill(target) => Request::new("kill", Some(&target.server)),
-        Command::Pause(target) => Request::new("pause", Some(&target.server)),
-        Command::Resume(target) => Request::new("resume", Some(&target.server)),
-        Command::Snapshot(_) => Request::new("snapshot", None),
-        Command::Restore(_) => Request::new("restore", None),
-        Command::Lag(_) => Request::new("lag", None),
-        Command::Failover(_) => Request::new("failover", None),
-        Command::Url { server } => Request::new("url", Some(server)),
-        Command::Trace { id } => Request::new("trace", id.as_deref()),
+    let change = |change, target: Target| Request::Change(change, target.server);
+    let request = match command {
+        Command::Status => Request::Status,
+        Command::Down => Request::Down,
+        Command::Stop(target) => change(Change::Stop, target),
+        Command::Start(target) => change(Change::Start, target),
+        Command::Kill(target) => change(Change::Kill, target),
+        Command::Pause(target) => change(Change::Pause, target),
+        Command::Resume(target) => change(Change::Resume, target),
+        Command::Snapshot(_) => Request::Redis(RedisChange::Snapshot),
+        Command::Restore(_) => Request::Redis(RedisChange::Restore),
+        Command::Lag(_) => Request::Redis(RedisChange::Lag),
+        Command::Failover(_) => Request::Redis(RedisChange::FailOver),
+        Command::Url { server } => Request::Url(server),
+        Command::Trace { id } => Request::Trace(id),
         Command::Logs { server, follow } => {
-            let file = control::ask(folder, &Request::new("log", Some(server))).await?;
-            return tools::tail(Path::new(&file), *follow);
+            let file = control::ask(folder, &Request::Log(server)).await?;
+            return tools::tail(Path::new(&file), follow);
         }
         Command::Psql(rest) => {
-            let address = control::ask(folder, &Request::new("address", Some("postgres"))).await?;
+            let address = control::ask(folder, &Request::Address(Store::Postgres)).await?;
             return tools::psql(&address, &rest.arguments);
         }
         Command::RedisCli(rest) => {
-            let address = control::ask(folder, &Request::new("address", Some("redis"))).await?;
+            let address = control::ask(folder, &Request::Address(Store::Redis)).await?;
             return tools::redis_cli(&address, &rest.arguments);
         }
-        Command::Down => Request::new("down", None),
     };
     let answer = control::ask(folder, &request).await?;
     let _ = writeln!(std::io::stdout(), "{}", answer.trim_end());

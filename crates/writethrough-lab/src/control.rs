@@ -15,6 +15,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::request::Request;
 use crate::stack::Stack;
 use writethrough_service::causes::chain;
 
@@ -29,26 +30,6 @@ const ANSWER_BOUND: Duration = Duration::from_secs(70);
 const CONNECT_BOUND: Duration = Duration::from_secs(5);
 /// The longest request.
 const REQUEST_BYTES: u64 = 4096;
-
-/// What another terminal asks for.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Request {
-    pub(crate) verb: String,
-    pub(crate) word: Option<String>,
-}
-
-impl Request {
-    pub(crate) fn new(verb: &str, word: Option<&str>) -> Self {
-        Self {
-            verb: verb.to_owned(),
-            word: word.map(str::to_owned),
-        }
-    }
-
-    fn is(&self, verb: &str) -> bool {
-        self.verb == verb
-    }
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -104,22 +85,22 @@ async fn serve(stream: UnixStream, stack: &Stack, down: &Sender<()>) -> anyhow::
     let mut line = String::new();
     let mut read = BufReader::new(read.take(REQUEST_BYTES));
     timeout(CONNECT_BOUND, read.read_line(&mut line)).await??;
-    let request: Request = serde_json::from_str(&line)?;
-    let answer = if request.is("down") {
-        Answer::Done(String::new())
-    } else {
-        match timeout(COMMAND_BOUND, stack.obey(&request)).await {
+    let request: Option<Request> = serde_json::from_str(&line).ok();
+    let answer = match &request {
+        None => Answer::Failed("the lab does not know this command: is it another version?".into()),
+        Some(Request::Down) => Answer::Done(String::new()),
+        Some(request) => match timeout(COMMAND_BOUND, stack.handle(request)).await {
             Ok(Ok(text)) => Answer::Done(text),
             Ok(Err(error)) => Answer::Failed(chain(error.as_ref())),
             Err(_) => Answer::Failed(format!(
                 "gave up after {COMMAND_BOUND:?}; `writethrough lab status` tells what runs"
             )),
-        }
+        },
     };
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
     timeout(CONNECT_BOUND, write.write_all(&text)).await??;
-    if request.is("down") {
+    if request == Some(Request::Down) {
         let _ = down.send(()).await;
     }
     Ok(())

@@ -7,16 +7,18 @@
 //! Nothing is installed, nothing outlives the lab, and nothing here is used by `writethrough serve`: API nodes are
 //! child processes of the same program.
 //!
-//! [`check`] runs the workload and the judge of [`writethrough_check`] on a cluster, while the [`nemesis`] causes faults.
+//! [`cluster`] is what both run on. [`check`] runs the workload and the judge of [`writethrough_check`] on a cluster, while the
+//! [`nemesis`] causes faults.
 
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod cluster;
 mod command;
 mod control;
-mod look;
 mod monitoring;
 pub mod nemesis;
+mod request;
 mod stack;
 mod tools;
 mod traces;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use writethrough_testbed::{Child, ChildSpec, Testbed, find_program, free_port, until};
 
-use crate::look;
+use crate::cluster::get;
 
 /// The configuration for the containers; its part before the targets is used here too.
 const CONFIGURATION: &str = include_str!("../../../lab/prometheus/prometheus.yml");
@@ -63,7 +63,7 @@ pub(crate) async fn start(
             if !child.is_running() {
                 return Some(());
             }
-            let (status, _) = look::get(address, "/-/ready").await?;
+            let (status, _) = get(address, "/-/ready").await?;
             status.is_success().then_some(())
         },
     )

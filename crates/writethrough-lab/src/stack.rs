@@ -3,23 +3,19 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures::future;
 use tokio::sync::Mutex;
 use writethrough_service::listen;
-use writethrough_testbed::{
-    Child, ChildSpec, Link, Postgres, Redis, Snapshot, Testbed, find_program, free_port, until,
-};
+use writethrough_testbed::{Child, Postgres, Redis, Snapshot, Testbed, find_program, free_port};
 
-use crate::control::Request;
+use crate::cluster::{self, Cluster, Consistency, Node, Serve};
+use crate::monitoring;
+use crate::request::{Change, RedisChange, Request, Store};
 use crate::traces::Traces;
-use crate::{look, monitoring};
 
-/// How long a node may take until it serves from the cache.
-const READY_BOUND: Duration = Duration::from_secs(30);
 /// How long a node may take to end in an orderly way.
 const DRAIN_BOUND: Duration = Duration::from_secs(12);
 /// The same at the end of the lab, where nobody needs its last answers.
@@ -34,40 +30,27 @@ const TRACE_DELAY_MS: &str = "200";
 pub(crate) struct Plan {
     pub(crate) nodes: u16,
     pub(crate) listen: SocketAddr,
-    pub(crate) consistency: String,
+    pub(crate) consistency: Consistency,
     pub(crate) replica: bool,
     pub(crate) prometheus: bool,
 }
 
 /// A running lab. Dropping it ends everything and removes the folder.
 pub(crate) struct Stack {
-    nodes: Vec<Node>,
     prometheus: Result<(Child, SocketAddr), String>,
-    postgres: Postgres,
-    /// The first primary and, with `--replica`, its replica.
-    redis: Vec<Redis>,
-    /// Which of them is the primary now.
-    primary: AtomicUsize,
-    /// The address that follows the primary.
-    front: Option<Link>,
     traces: Traces,
     /// Held while something is changed: one change after the other.
     snapshot: Mutex<Option<Snapshot>>,
-    consistency: String,
-    testbed: Testbed,
-}
-
-struct Node {
-    name: String,
-    child: Child,
-    address: SocketAddr,
+    consistency: Consistency,
+    /// Dropped last: everything else runs in its folder.
+    cluster: Cluster,
 }
 
 /// One server that can be stopped and started.
 enum Server<'a> {
     Redis(&'a Redis),
     Postgres(&'a Postgres),
-    Node(&'a Node, &'a str),
+    Node(&'a Node, Consistency),
 }
 
 impl Stack {
@@ -86,76 +69,56 @@ impl Stack {
         }
         let addresses = addresses(&plan).await?;
         let testbed = Testbed::in_folder(folder).await?;
-        let (postgres, primary) = tokio::try_join!(testbed.postgres(), testbed.redis())?;
-        let mut redis = vec![primary];
-        let mut front = None;
-        if plan.replica {
-            front = Some(testbed.link(redis[0].addr()).await?);
-            redis.push(testbed.redis_replica_of(&redis[0]).await?);
-        }
         let traces = Traces::collect().await?;
-        let cache = match &front {
-            Some(link) => link.url_for(&redis[0].url()),
-            None => redis[0].url(),
-        };
         let program = std::env::current_exe().context("cannot find the program itself")?;
-        let mut nodes = Vec::new();
-        for (index, address) in addresses.into_iter().enumerate() {
+        let nodes = addresses.iter().enumerate().map(|(index, address)| {
             let name = match index {
                 0 => "api".to_owned(),
                 _ => format!("api-{}", index + 1),
             };
-            let spec = ChildSpec::new("api", &program)
-                .arg("serve")
-                .args(["--listen", &address.to_string()])
-                .args(["--database", &postgres.url()])
-                .args(["--cache", &cache])
-                .args(["--consistency", &plan.consistency])
-                .args(["--otlp-endpoint", &traces.endpoint()])
-                .args(["--service-name", "api"])
+            Serve::new(name, &program)
+                .listen(*address)
+                .consistency(plan.consistency)
+                .flag("--otlp-endpoint", &traces.endpoint())
+                .flag("--service-name", "api")
                 .env("OTEL_BSP_SCHEDULE_DELAY", TRACE_DELAY_MS)
-                .folder(testbed.folder());
-            let child = testbed.child(spec).await?;
-            nodes.push(Node {
-                name,
-                child,
-                address,
-            });
-        }
-        for node in &nodes {
-            node.wait_ready(&plan.consistency).await?;
+                .folder(testbed.folder())
+        });
+        let nodes = cluster::Plan {
+            nodes: nodes.collect(),
+            replica: plan.replica,
+            // Whoever is to follow a new primary is led there.
+            links: plan.replica,
+        };
+        let cluster = Cluster::start(testbed, nodes).await?;
+        for node in cluster.nodes() {
+            node.wait_until_caching(plan.consistency).await?;
         }
         let prometheus = if plan.prometheus {
-            let targets: Vec<_> = nodes.iter().map(|node| node.address).collect();
-            monitoring::start(&testbed, &targets).await?
+            monitoring::start(cluster.testbed(), &addresses).await?
         } else {
             Err("not asked for".to_owned())
         };
         Ok(Self {
-            nodes,
             prometheus,
-            postgres,
-            redis,
-            primary: AtomicUsize::new(0),
-            front,
             traces,
             snapshot: Mutex::default(),
             consistency: plan.consistency,
-            testbed,
+            cluster,
         })
     }
 
     /// The folder everything runs in.
     pub(crate) fn folder(&self) -> &Path {
-        self.testbed.folder()
+        self.cluster.folder()
     }
 
     /// Lets the nodes end in an orderly way; dropping the stack does the rest.
     pub(crate) async fn end(&self) {
-        let ends = self.nodes.iter().map(|node| async {
+        let ends = self.cluster.nodes().iter().map(|node| async {
             // Whatever does not end now is killed with the testbed.
-            let _ = node.child.resume().await;
-            let _ = node.child.terminate(END_BOUND).await;
+            let _ = node.process().resume().await;
+            let _ = node.process().terminate(END_BOUND).await;
         });
         future::join_all(ends).await;
     }
@@ -169,100 +132,93 @@ impl Stack {
     /// # Cancellation
     ///
     /// The server may be up or down; `status` tells.
-    pub(crate) async fn obey(&self, request: &Request) -> anyhow::Result<String> {
-        let word = request.word.as_deref();
-        match request.verb.as_str() {
-            "ping" => Ok(String::new()),
-            "status" => Ok(self.describe().await),
-            "url" => self.url(word.unwrap_or_default()),
-            "address" => self.address(word.unwrap_or_default()),
-            "log" => {
-                let path = self.log(word.unwrap_or_default())?;
-                Ok(path.display().to_string())
+    pub(crate) async fn handle(&self, request: &Request) -> anyhow::Result<String> {
+        match request {
+            // Whoever listens at the socket brings the end.
+            Request::Ping | Request::Down => Ok(String::new()),
+            Request::Status => Ok(self.describe().await),
+            Request::Url(name) => self.url(name),
+            Request::Address(store) => Ok(self.address(*store).to_string()),
+            Request::Log(name) => Ok(self.log(name)?.display().to_string()),
+            Request::Trace(id) => self.traces.show(id.as_deref()).await,
+            Request::Change(change, name) => {
+                let _one = self.snapshot.lock().await;
+                self.change(*change, name).await
             }
-            "trace" => self.traces.show(word).await,
-            verb => {
-                let mut snapshot = self.snapshot.lock().await;
-                match verb {
-                    "snapshot" => {
-                        *snapshot = Some(self.primary().snapshot().await?);
-                        Ok("redis: snapshot taken".to_owned())
-                    }
-                    "restore" => {
-                        let Some(snapshot) = &*snapshot else {
-                            bail!(
-                                "there is no snapshot yet: take one with `writethrough lab snapshot redis`"
-                            );
-                        };
-                        self.primary().restart_from(snapshot).await?;
-                        Ok("redis: restarted with the contents of the snapshot".to_owned())
-                    }
-                    "lag" => {
-                        self.replica()?.freeze_replication()?;
-                        Ok("redis: the replica receives nothing from now on".to_owned())
-                    }
-                    "failover" => self.fail_over().await,
-                    verb => self.change(verb, word.unwrap_or_default()).await,
-                }
-            }
+            Request::Redis(change) => self.change_redis(*change).await,
         }
     }
 
-    fn primary(&self) -> &Redis {
-        &self.redis[self.primary.load(Ordering::Relaxed)]
+    async fn change_redis(&self, change: RedisChange) -> anyhow::Result<String> {
+        let mut snapshot = self.snapshot.lock().await;
+        let done = match change {
+            RedisChange::Snapshot => {
+                *snapshot = Some(self.cluster.redis().snapshot().await?);
+                "snapshot taken"
+            }
+            RedisChange::Restore => {
+                let Some(snapshot) = &*snapshot else {
+                    bail!(
+                        "there is no snapshot yet: take one with `writethrough lab snapshot redis`"
+                    );
+                };
+                self.cluster.redis().restart_from(snapshot).await?;
+                "restarted with the contents of the snapshot"
+            }
+            RedisChange::Lag => {
+                self.replica()?.freeze_replication()?;
+                "the replica receives nothing from now on"
+            }
+            RedisChange::FailOver => {
+                let replica = self.replica()?;
+                self.cluster.redis().kill().await?;
+                replica.promote().await?;
+                self.cluster.lead_to_other_redis()?;
+                "the primary was killed, the replica is the primary now"
+            }
+        };
+        Ok(format!("redis: {done}"))
     }
 
     /// The replica, while there is one.
     fn replica(&self) -> anyhow::Result<&Redis> {
-        match (self.redis.get(1), self.primary.load(Ordering::Relaxed)) {
-            (Some(replica), 0) => Ok(replica),
-            (Some(_), _) => bail!("the replica is the primary already"),
-            (None, _) => {
-                bail!("there is no replica: start the lab with `writethrough lab --replica`")
+        match self.cluster.other_redis() {
+            Some(_) if self.cluster.has_failed_over() => {
+                bail!("the replica is the primary already")
             }
+            Some(replica) => Ok(replica),
+            None => bail!("there is no replica: start the lab with `writethrough lab --replica`"),
         }
     }
 
-    async fn fail_over(&self) -> anyhow::Result<String> {
-        let replica = self.replica()?;
-        self.primary().kill().await?;
-        replica.promote().await?;
-        if let Some(front) = &self.front {
-            front.retarget(replica.addr());
-        }
-        self.primary.store(1, Ordering::Relaxed);
-        Ok("redis: the primary was killed, the replica is the primary now".to_owned())
-    }
-
-    async fn change(&self, verb: &str, name: &str) -> anyhow::Result<String> {
+    async fn change(&self, change: Change, name: &str) -> anyhow::Result<String> {
         let mut said = String::new();
         for server in self.servers(name)? {
             let name = server.name();
             let running = server.pid().is_some();
-            let what = match verb {
-                "stop" | "kill" if !running => "is not running",
-                "stop" => {
+            let what = match change {
+                Change::Stop | Change::Kill if !running => "is not running",
+                Change::Stop => {
                     server.stop().await?;
                     "stopped"
                 }
-                "kill" => {
+                Change::Kill => {
                     server.kill().await?;
                     "killed"
                 }
-                "start" if running => "is running already",
-                "start" => {
+                Change::Start if running => "is running already",
+                Change::Start => {
                     server.start().await?;
                     "started"
                 }
-                "pause" => {
+                Change::Pause => {
                     server.pause().await?;
                     "paused"
                 }
-                "resume" => {
+                Change::Resume => {
                     server.resume().await?;
                     "resumed"
                 }
-                other => bail!("this lab does not know `{other}`: is it another version?"),
             };
             let _ = writeln!(said, "{name}: {what}");
         }
@@ -271,14 +227,15 @@ impl Stack {
 
     fn servers(&self, name: &str) -> anyhow::Result<Vec<Server<'_>>> {
         Ok(match name {
-            "redis" => vec![Server::Redis(self.primary())],
-            "postgres" => vec![Server::Postgres(&self.postgres)],
+            "redis" => vec![Server::Redis(self.cluster.redis())],
+            "postgres" => vec![Server::Postgres(self.cluster.postgres())],
             name => {
                 let nodes: Vec<_> = self
-                    .nodes
+                    .cluster
+                    .nodes()
                     .iter()
-                    .filter(|node| name == "api" || name == node.name)
-                    .map(|node| Server::Node(node, &self.consistency))
+                    .filter(|node| name == "api" || name == node.name())
+                    .map(|node| Server::Node(node, self.consistency))
                     .collect();
                 if nodes.is_empty() {
                     bail!("there is no server `{name}`; there are {}", self.names());
@@ -289,27 +246,26 @@ impl Stack {
     }
 
     fn names(&self) -> String {
-        let nodes = self.nodes.iter().map(|node| node.name.as_str());
+        let nodes = self.cluster.nodes().iter().map(Node::name);
         let names: Vec<_> = ["redis", "postgres"].into_iter().chain(nodes).collect();
         names.join(", ")
     }
 
-    fn address(&self, name: &str) -> anyhow::Result<String> {
-        Ok(match name {
-            "postgres" => self.postgres.addr().to_string(),
-            "redis" => self.primary().addr().to_string(),
-            other => bail!("there is no address of `{other}`"),
-        })
+    fn address(&self, store: Store) -> SocketAddr {
+        match store {
+            Store::Postgres => self.cluster.postgres().addr(),
+            Store::Redis => self.cluster.redis().addr(),
+        }
     }
 
     fn url(&self, name: &str) -> anyhow::Result<String> {
         Ok(match (name, &self.prometheus) {
-            ("postgres", _) => self.postgres.url(),
-            ("redis", _) => self.primary().url(),
+            ("postgres", _) => self.cluster.postgres().url(),
+            ("redis", _) => self.cluster.redis().url(),
             ("prometheus", Ok((_, address))) => format!("http://{address}"),
             ("prometheus", Err(why)) => bail!("Prometheus does not run: {why}"),
-            (name, _) => match self.nodes.iter().find(|node| node.name == name) {
-                Some(node) => format!("http://{}", node.address),
+            (name, _) => match self.cluster.nodes().iter().find(|node| node.name() == name) {
+                Some(node) => node.url(),
                 None => bail!("there is no server `{name}`; there are {}", self.names()),
             },
         })
@@ -317,15 +273,15 @@ impl Stack {
 
     fn log(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = match name {
-            "postgres" => self.postgres.log_path(),
-            "redis" => self.primary().log_path(),
-            "api" => self.nodes[0].child.log_path(),
+            "postgres" => self.cluster.postgres().log_path(),
+            "redis" => self.cluster.redis().log_path(),
+            "api" => self.cluster.nodes()[0].process().log_path(),
             "prometheus" => match &self.prometheus {
                 Ok((child, _)) => child.log_path(),
                 Err(why) => bail!("Prometheus does not run: {why}"),
             },
-            name => match self.nodes.iter().find(|node| node.name == name) {
-                Some(node) => node.child.log_path(),
+            name => match self.cluster.nodes().iter().find(|node| node.name() == name) {
+                Some(node) => node.process().log_path(),
                 None => bail!(
                     "there is no server `{name}`; there are {}, prometheus",
                     self.names()
@@ -342,19 +298,23 @@ impl Stack {
             let line = format!("  {name:<11}{state:<9}{place:<47}{note}");
             let _ = writeln!(text, "{}", line.trim_end());
         };
-        let looks = self.nodes.iter().map(Node::look);
-        for (node, note) in self.nodes.iter().zip(future::join_all(looks).await) {
-            let url = format!("http://{}", node.address);
-            row(&node.name, state(node.child.pid()), &url, &note);
+        let looks = self.cluster.nodes().iter().map(look);
+        for (node, note) in self
+            .cluster
+            .nodes()
+            .iter()
+            .zip(future::join_all(looks).await)
+        {
+            row(node.name(), state(node.process().pid()), &node.url(), &note);
         }
-        let postgres = &self.postgres;
+        let postgres = self.cluster.postgres();
         row(
             "postgres",
             state(postgres.pid()),
             &postgres.url(),
             "writethrough lab psql",
         );
-        let redis = self.primary();
+        let redis = self.cluster.redis();
         row(
             "redis",
             state(redis.pid()),
@@ -376,68 +336,16 @@ impl Stack {
     }
 }
 
-impl Node {
-    /// Waits until it serves, and from the cache if it is to.
-    async fn wait_ready(&self, consistency: &str) -> anyhow::Result<()> {
-        until(
-            &format!("{} to serve, see its log", self.name),
-            READY_BOUND,
-            || async {
-                if !self.child.is_running() {
-                    return Some(());
-                }
-                let stats = self.json("/cache/stats").await?;
-                (consistency != "strict" || stats["mode"] == "cached").then_some(())
-            },
-        )
-        .await?;
-        self.must_run()
-    }
-
-    /// Waits until it answers at all.
-    async fn wait_alive(&self) -> anyhow::Result<()> {
-        until(
-            &format!("{} to answer, see its log", self.name),
-            READY_BOUND,
-            || async {
-                let alive = look::get(self.address, "/livez").await.is_some();
-                (alive || !self.child.is_running()).then_some(())
-            },
-        )
-        .await?;
-        self.must_run()
-    }
-
-    fn must_run(&self) -> anyhow::Result<()> {
-        if !self.child.is_running() {
-            bail!("{} ended:\n{}", self.name, self.child.log_tail(5));
-        }
-        Ok(())
-    }
-
-    async fn json(&self, path: &str) -> Option<serde_json::Value> {
-        let (status, body) = look::get(self.address, path).await?;
-        if !status.is_success() && path != "/health" {
-            return None;
-        }
-        serde_json::from_slice(&body).ok()
-    }
-
-    /// What it says of itself.
-    async fn look(&self) -> String {
-        match self.json("/health").await {
-            Some(health) => {
-                let word = |name: &str| health[name].as_str().unwrap_or("?").to_owned();
-                format!(
-                    "{}, {}, mode {}",
-                    word("status"),
-                    word("consistency"),
-                    word("mode")
-                )
-            }
-            None => "does not answer".to_owned(),
-        }
-    }
+/// What a node says of itself.
+async fn look(node: &Node) -> String {
+    let health = node.get("/health").await;
+    let health = health.and_then(|(_, body)| serde_json::from_slice(&body).ok());
+    let Some(health): Option<serde_json::Value> = health else {
+        return "does not answer".to_owned();
+    };
+    let word = |name: &str| health[name].as_str().unwrap_or("?");
+    let (status, consistency, mode) = (word("status"), word("consistency"), word("mode"));
+    format!("{status}, {consistency}, mode {mode}")
 }
 
 impl Server<'_> {
@@ -445,7 +353,7 @@ impl Server<'_> {
         match self {
             Self::Redis(_) => "redis",
             Self::Postgres(_) => "postgres",
-            Self::Node(node, _) => &node.name,
+            Self::Node(node, _) => node.name(),
         }
     }
 
@@ -453,7 +361,7 @@ impl Server<'_> {
         match self {
             Self::Redis(redis) => redis.pid(),
             Self::Postgres(postgres) => postgres.pid(),
-            Self::Node(node, _) => node.child.pid(),
+            Self::Node(node, _) => node.process().pid(),
         }
     }
 
@@ -466,7 +374,7 @@ impl Server<'_> {
             Self::Redis(redis) => redis.stop().await?,
             Self::Postgres(postgres) => postgres.stop().await?,
             Self::Node(node, _) => {
-                node.child.terminate(DRAIN_BOUND).await?;
+                node.process().terminate(DRAIN_BOUND).await?;
             }
         }
         Ok(())
@@ -476,7 +384,7 @@ impl Server<'_> {
         match self {
             Self::Redis(redis) => redis.kill().await?,
             Self::Postgres(postgres) => postgres.kill().await?,
-            Self::Node(node, _) => node.child.kill().await?,
+            Self::Node(node, _) => node.process().kill().await?,
         }
         Ok(())
     }
@@ -486,10 +394,11 @@ impl Server<'_> {
             Self::Redis(redis) => redis.start().await?,
             Self::Postgres(postgres) => postgres.start().await?,
             Self::Node(node, consistency) => {
-                node.child.start().await?;
+                node.process().start().await?;
                 // With Redis or Postgres down it may not get further than to listen.
-                node.wait_alive().await?;
-                let _ = tokio::time::timeout(CACHED_BOUND, node.wait_ready(consistency)).await;
+                node.wait_for("/livez").await?;
+                let cached = node.wait_until_caching(*consistency);
+                let _ = tokio::time::timeout(CACHED_BOUND, cached).await;
             }
         }
         Ok(())
@@ -499,7 +408,7 @@ impl Server<'_> {
         match self {
             Self::Redis(redis) => redis.pause().await?,
             Self::Postgres(postgres) => postgres.pause().await?,
-            Self::Node(node, _) => node.child.pause().await?,
+            Self::Node(node, _) => node.process().pause().await?,
         }
         Ok(())
     }
@@ -508,7 +417,7 @@ impl Server<'_> {
         match self {
             Self::Redis(redis) => redis.resume().await?,
             Self::Postgres(postgres) => postgres.resume().await?,
-            Self::Node(node, _) => node.child.resume().await?,
+            Self::Node(node, _) => node.process().resume().await?,
         }
         Ok(())
     }

@@ -11,7 +11,11 @@ use std::process::Command;
 use serde::Deserialize;
 
 /// Crates whose files do not import each other in circles.
-const WITHOUT_CIRCLES: &[&str] = &["writethrough-protocol"];
+const WITHOUT_CIRCLES: &[&str] = &[
+    "writethrough-cli",
+    "writethrough-lab",
+    "writethrough-protocol",
+];
 
 /// What one crate depends on, of this workspace.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -108,11 +112,10 @@ fn needs(packages: &[Package]) -> BTreeMap<String, Needs> {
 #[test]
 fn the_crates_depend_on_each_other_as_the_architecture_page_says() {
     let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    assert_eq!(
-        built(),
-        drawn(&page),
-        "left: the manifests, right: ARCHITECTURE.md"
-    );
+    let (mut built, mut drawn) = (built(), drawn(&page));
+    // Only those that differ are shown.
+    built.retain(|name, needs| drawn.get(name) != Some(needs) || drawn.remove(name).is_none());
+    assert_eq!(built, drawn, "left: the manifests, right: ARCHITECTURE.md");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! The kinds of fault: their names, and what each of them takes hold of.
 //!
-//! Nothing is broken here; [`super::Cluster`] does that.
+//! Nothing is broken here.
 
 use std::{fmt, str::FromStr};
-
-use super::schedule::Planned;
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
@@ -137,16 +135,6 @@ impl Fault {
     #[must_use]
     pub fn resets_writes(self) -> bool {
         matches!(self, Self::RestartPostgres | Self::KillPostgresConnections)
-    }
-
-    /// Whether two planned faults may not be in force at the same time.
-    #[must_use]
-    pub fn conflict(one: &Planned, other: &Planned, nodes: usize) -> bool {
-        let holds = other.fault.holds(other.node, nodes);
-        one.fault
-            .holds(one.node, nodes)
-            .iter()
-            .any(|hold| holds.contains(hold))
     }
 }
 
