@@ -18,8 +18,9 @@ use tokio_postgres::SimpleQueryMessage;
 use writethrough::entity::Entity;
 use writethrough::postgres::{Statement, Transaction};
 use writethrough::writing::set::Slot;
+use writethrough::writing::{Commit, Guarded};
 use writethrough::{
-    Bypass, CacheValue, Commit, DecodeError, Indeterminate, Key, Read, ReadOutcome, Settings,
+    Bypass, CacheValue, DecodeError, Indeterminate, Key, OpError, Read, ReadOutcome, Settings,
     Unavailable, WriteError, Written,
 };
 
@@ -747,5 +748,40 @@ async fn what_a_bulk_statement_changes_is_never_read_old_again() {
     over.store(true, Ordering::SeqCst);
     for reader in readers {
         assert!(reader.await.unwrap() > 0, "no hits were judged");
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_ones_own_is_written_under_the_bare_guard() {
+    for pair in [Pair::MemoryLocal, Pair::MemoryPostgres] {
+        let ground = Ground::new(pair).await;
+        let node = ground.node().await;
+        for value in [Some("one"), None] {
+            let op = move |mut guard: Guarded, slots, store: support::Store| async move {
+                let (a, b) = slots;
+                // A copy, for a store that keeps it elsewhere.
+                store.put(&guard.guard(), "a", value).await?;
+                store.put(&guard, "b", value).await?;
+                for slot in [&a, &b] {
+                    match value {
+                        Some(value) => guard.cache(slot, &value.to_owned()),
+                        None => guard.absent(slot),
+                    }
+                }
+                Ok(guard.commit(()))
+            };
+            let both = (ROW.key("a"), ROW.key("b"));
+            let write = node.cached.write(both).with(node.store.clone());
+            write.guarded(op).await.unwrap();
+            for id in ["a", "b"] {
+                let expected = (value.map(str::to_owned), ReadOutcome::Hit);
+                assert_eq!(read(&node, id).await, expected, "{pair:?}");
+            }
+        }
+        let op = |_, _, ()| async { Err::<Commit<()>, _>(OpError::Rejected(Failure::NoSuchRow)) };
+        let refused = node.cached.write(ROW.key("a")).guarded(op).await;
+        assert!(matches!(refused, Err(WriteError::Rejected(_))));
+        assert_eq!(node.cached.stats().unguarded_writes, 0);
+        assert_eq!(read(&node, "a").await, (None, ReadOutcome::Filled));
     }
 }

@@ -9,10 +9,9 @@ use tokio_postgres::{Error, Row};
 use super::{Connection, ended, is_missing, op_error};
 use crate::error::{NoConnection, OpError, Unavailable, chain};
 use crate::format::Format;
-use crate::write::Commit;
 use crate::writing::set::{Slot, Values};
 use crate::writing::text::{END, begin};
-use crate::writing::{Begin, Driver, Ended, Lent};
+use crate::writing::{Begin, Commit, Driver, Ended, Lent};
 
 /// How many connections are tried for one transaction: after a restart of the server a pool is full of
 /// dead ones.

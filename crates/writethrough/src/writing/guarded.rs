@@ -78,7 +78,8 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
         let context = self.context;
         let op = move |guard| {
             let values = Values::default();
-            op(Guarded { guard, values }, slots.clone(), context.clone())
+            let run = op(Guarded { guard, values }, slots.clone(), context.clone());
+            async move { run.await.map(|commit| commit.0) }
         };
         self.engine.write_set(set, op).await
     }

@@ -8,7 +8,7 @@
 //! - [`Write::guarded`]: the bare guard, for stores that the library has no driver for.
 
 use crate::error::{OpError, WriteError};
-use crate::write::{Commit, Written};
+use crate::write::{self, Written};
 use crate::write_through::WriteThrough;
 
 mod guarded;
@@ -41,6 +41,14 @@ impl WriteThrough {
         }
     }
 }
+
+/// Stands for a commit of the write's own transaction, with the values to cache and the write's output.
+///
+/// Made by [`crate::postgres::Transaction::commit`], [`Done::commit`] and [`Guarded::commit`] alone, so that
+/// an operation cannot return one without its guard.
+#[derive(Debug)]
+#[must_use = "only a commit that is returned is made"]
+pub struct Commit<T>(pub(crate) write::Commit<T>);
 
 /// A write that was described and not begun yet.
 #[must_use = "a write does nothing until it is given its operation and awaited"]

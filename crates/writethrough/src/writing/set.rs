@@ -7,7 +7,8 @@ use std::marker::PhantomData;
 use crate::entity::{self, CollectionKey, Key, Traits, Whole};
 use crate::format::{AsJson, Format};
 use crate::key::{self, WriteSet};
-use crate::write::{Commit, NewValue};
+use crate::write::{self, NewValue};
+use crate::writing::Commit;
 
 /// What a write changes: a key, a collection key, all of an entity or a collection, a tuple or a `Vec` of
 /// them.
@@ -77,10 +78,10 @@ impl Values {
     }
 
     pub(crate) fn commit<T>(self, output: T) -> Commit<T> {
-        Commit {
+        Commit(write::Commit {
             output,
             values: self.0,
-        }
+        })
     }
 }
 

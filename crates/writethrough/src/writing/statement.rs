@@ -12,6 +12,7 @@ use crate::error::Unavailable;
 use crate::fence::Guard;
 use crate::format::Format;
 use crate::key::WriteSet;
+use crate::write;
 
 /// A pool whose driver can send several messages without waiting for the answer to the first.
 ///
@@ -172,12 +173,12 @@ where
         let _ = timeout_at(deadline, P::roll_back(connection)).await;
     }
     match (performed, result) {
-        (Performed::Committed(ended), Ok(Ok(commit))) => {
+        (Performed::Committed(ended), Ok(Ok(Commit(commit)))) => {
             let (output, values) = (Ok(commit.output), commit.values);
-            Ran::Committed(Commit { output, values }, ended)
+            Ran::Committed(write::Commit { output, values }, ended)
         }
         (Performed::Committed(ended), Ok(Err(error))) => {
-            Ran::Committed(Commit::new(Err(error)), ended)
+            Ran::Committed(write::Commit::new(Err(error)), ended)
         }
         (Performed::Fenced, _) => Ran::Failed(OpError::Fenced),
         (Performed::Nothing | Performed::NoEffect, Ok(Err(error))) if stale => Ran::Stale(error),

@@ -11,6 +11,7 @@ use super::{Commit, OpError, Write, WriteError, Written, sealed};
 use crate::error::Unavailable;
 use crate::fence::Guard;
 use crate::key::WriteSet;
+use crate::write;
 
 /// A pool of connections to the store, on which the library can begin, guard and commit a transaction.
 ///
@@ -147,7 +148,7 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
 pub(super) async fn attempts<T, E, F>(
     guard: Guard,
     mut attempt: impl FnMut() -> F,
-) -> Result<Commit<T>, OpError<E>>
+) -> Result<write::Commit<T>, OpError<E>>
 where
     F: Future<Output = Ran<T, E>>,
 {
@@ -169,7 +170,7 @@ where
 
 /// How an attempt ended.
 pub(super) enum Ran<T, E> {
-    Committed(Commit<T>, Ended),
+    Committed(write::Commit<T>, Ended),
     /// Rolled back, for want of a statement's preparation.
     Stale(E),
     Failed(OpError<E>),
@@ -199,7 +200,7 @@ where
     match (result, connection) {
         (Ok(Ok(commit)), Some(connection)) => {
             match timeout_at(deadline, P::commit(connection)).await {
-                Ok(Ok(ended)) => Ran::Committed(commit, ended),
+                Ok(Ok(ended)) => Ran::Committed(commit.0, ended),
                 Ok(Err(error)) => Ran::Failed(error.map(E::from)),
                 Err(_) => Ran::Failed(OpError::TimedOut),
             }
