@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use support::{Answer, SAMPLE, Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use writethrough::Consistency;
 use writethrough_lab::cluster::Serve;
 use writethrough_service::config::{CacheBackend, Config, Database};
+use writethrough_service::engine::Consistency;
 use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
 const BODY: &str = r#"{"name": "Lamp", "price": 24.50}"#;

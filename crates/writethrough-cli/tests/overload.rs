@@ -13,8 +13,8 @@ use support::{SAMPLE, Service, config, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
-use writethrough::Consistency;
 use writethrough_service::config::{CacheBackend, Config, Database};
+use writethrough_service::engine::Consistency;
 use writethrough_testbed::{ChildSpec, Link, Postgres, Testbed, free_port};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_writethrough");

@@ -27,10 +27,11 @@ use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row as PgRow};
 use writethrough::{
-    Commit, Consistency, Key, LocalFence, MemoryCache, OpError, PostgresFence, ReadOutcome,
-    RedisCache, RedisSettings, Settings, WriteSet, WriteThrough, postgres,
+    Cache, Commit, Fence, Guard, Key, LocalFence, MemoryCache, OpError, Phase, PostgresFence,
+    ReadOutcome, RedisCache, RedisSettings, Settings, WriteSet, postgres,
 };
 use writethrough_service::config::{CacheBackend, Config, Database};
+use writethrough_service::engine::{Consistency, Engine};
 use writethrough_service::server::{Running, Server};
 use writethrough_testbed::{Postgres, Redis, Testbed, until};
 
@@ -217,23 +218,23 @@ impl Ground {
         Ok(())
     }
 
-    async fn read(&self, engine: &WriteThrough, id: i64) -> Result<ReadOutcome, Failure> {
+    async fn read(&self, engine: &Engine, id: i64) -> Result<ReadOutcome, Failure> {
         let read = engine
             .read(&Key::new("row", id), || self.select(id))
             .await?;
         Ok(read.outcome)
     }
 
-    async fn write(&self, engine: &WriteThrough, id: i64) -> Result<(), Failure> {
+    async fn write(&self, engine: &Engine, id: i64) -> Result<(), Failure> {
         let (ground, key) = (self.clone(), Key::new("row", id));
         let set = WriteSet::new().key(key.clone());
-        let written = engine.write_set(set, move |guard| {
+        let written = engine.write(set, move |guard: Option<Guard>| {
             let (ground, key) = (ground.clone(), key.clone());
             async move {
                 // Textbook and off have no epoch to be guarded by.
-                match guard.parameter() {
+                match guard {
                     None => ground.update(id).await.map_err(OpError::Rejected)?,
-                    Some(epoch) => ground.guarded_update(id, epoch).await?,
+                    Some(guard) => ground.guarded_update(id, guard.parameter()).await?,
                 }
                 Ok::<_, OpError<Failure>>(Commit::new(()).cache(&key, &ground.value))
             }
@@ -254,27 +255,31 @@ async fn engine(
     consistency: Consistency,
     postgres: &Postgres,
     redis: &Redis,
-) -> Result<WriteThrough, Failure> {
+) -> Result<Engine, Failure> {
     let cache = RedisCache::connect(RedisSettings::new(redis.url()))?;
     let fence = PostgresFence::new(pool(&postgres.url(), 2)?);
-    let settings = Settings {
-        consistency,
-        ..Settings::default()
-    };
-    in_use(WriteThrough::start(
-        settings,
-        Arc::new(cache),
-        Arc::new(fence),
-    )?)
-    .await
+    in_use(consistency, Arc::new(cache), Arc::new(fence)).await
 }
 
-async fn in_use(engine: WriteThrough) -> Result<WriteThrough, Failure> {
+async fn in_use(
+    consistency: Consistency,
+    cache: Arc<dyn Cache>,
+    fence: Arc<dyn Fence>,
+) -> Result<Engine, Failure> {
+    let engine = Engine::start(consistency, Settings::default(), cache, fence)?;
     until("the cache is in use", PATIENCE, || async {
-        engine.uses_cache().then_some(())
+        uses_cache(&engine).then_some(())
     })
     .await?;
     Ok(engine)
+}
+
+fn uses_cache(engine: &Engine) -> bool {
+    let state = engine.state();
+    match state.consistency {
+        Consistency::Strict => state.status.phase == Phase::Cached && state.status.connected,
+        Consistency::Textbook | Consistency::Off => state.status.connected,
+    }
 }
 
 async fn library(postgres: &Postgres, redis: &Redis) -> Result<Vec<Row>, Failure> {
@@ -282,9 +287,8 @@ async fn library(postgres: &Postgres, redis: &Redis) -> Result<Vec<Row>, Failure
     let strict = engine(Consistency::Strict, postgres, redis).await?;
     let textbook = engine(Consistency::Textbook, postgres, redis).await?;
     let off = engine(Consistency::Off, postgres, redis).await?;
-    let memory: Arc<MemoryCache> = Arc::new(MemoryCache::new(64 << 20));
-    let memory = WriteThrough::start(Settings::default(), memory, Arc::new(LocalFence::new()))?;
-    let memory = in_use(memory).await?;
+    let memory = Arc::new(MemoryCache::new(64 << 20));
+    let memory = in_use(Consistency::Strict, memory, Arc::new(LocalFence::new())).await?;
     for id in 0..READ_ONLY {
         for engine in [&strict, &textbook, &memory] {
             ground.read(engine, id).await?;
@@ -340,7 +344,7 @@ async fn library(postgres: &Postgres, redis: &Redis) -> Result<Vec<Row>, Failure
             Ok(matches!(g.read(&off, g.read_only()).await?, ReadOutcome::Bypassed(_)))
         };
         "write" / "bare UPDATE, SET": |g, strict| {
-            g.write(&strict, g.written()).await.map(|()| strict.uses_cache())
+            g.write(&strict, g.written()).await.map(|()| uses_cache(&strict))
         };
         "write, textbook" / "bare UPDATE, SET": |g, textbook| {
             g.write(&textbook, g.written()).await.map(|()| true)

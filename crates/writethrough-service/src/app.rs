@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use writethrough::Consistency;
 use writethrough::cache::SessionWatch;
 
 use crate::config::{CacheBackend, Config, Database, Sampling};
+use crate::engine::Consistency;
 use crate::items::Items;
 use crate::metrics::Metrics;
 use crate::middleware::access::Access;

@@ -16,8 +16,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use writethrough::Consistency;
 
+use crate::engine::{Consistency, UnknownConsistency};
 use crate::listen;
 use crate::middleware::access::{AdminAccess, AdminToken, AllowedHosts};
 use crate::telemetry::settings::TraceSettings;
@@ -752,16 +752,9 @@ fn parse_cache(text: &str) -> Result<CacheBackend, ConfigError> {
 }
 
 fn parse_consistency(text: &str) -> Result<Consistency, ConfigError> {
-    match text {
-        "strict" => Ok(Consistency::Strict),
-        "textbook" => Ok(Consistency::Textbook),
-        "off" => Ok(Consistency::Off),
-        _ => Err(ConfigError::new(
-            setting::CONSISTENCY,
-            text,
-            "use `strict`, `textbook` or `off`",
-        )),
-    }
+    let wrong =
+        |error: UnknownConsistency| ConfigError::new(setting::CONSISTENCY, text, error.to_string());
+    text.parse().map_err(wrong)
 }
 
 fn parse_log_format(text: &str) -> Result<LogFormat, ConfigError> {

@@ -1,6 +1,8 @@
 //! Says in one line why the service is not well, from what this node knows itself. No I/O.
 
-use writethrough::{Astray, Consistency, Status};
+use writethrough::{Astray, Phase};
+
+use crate::engine::{Consistency, State};
 
 /// How the service is, and why when it is not well.
 #[derive(Debug, PartialEq, Eq)]
@@ -11,14 +13,14 @@ pub(crate) struct Diagnosis {
     pub(crate) reason: Option<String>,
 }
 
-/// Diagnoses a node whose database answers, or not; `status` is `None` until it was reached once.
+/// Diagnoses a node whose database answers, or not; `state` is `None` until it was reached once.
 /// `shortage` says why there are fewer connections to it than were asked for.
 pub(crate) fn diagnose(
     database: bool,
-    status: Option<&Status>,
+    state: Option<&State>,
     shortage: Option<String>,
 ) -> Diagnosis {
-    let Some(status) = status else {
+    let Some(state) = state else {
         return Diagnosis {
             degraded: true,
             reason: Some("the database has not been reached since the start; see the log".into()),
@@ -26,7 +28,8 @@ pub(crate) fn diagnose(
     };
     let cause = (!database)
         .then(|| "the database does not answer".to_owned())
-        .or_else(|| cache_trouble(status));
+        .or_else(|| cache_trouble(state));
+    let status = &state.status;
     let refused = || {
         let why = status.refused_change.as_ref()?;
         Some(format!("this node cannot change the epoch row: {why}"))
@@ -47,7 +50,8 @@ pub(crate) fn diagnose(
 }
 
 /// Why the cache is out of use, where it should be in use.
-fn cache_trouble(status: &Status) -> Option<String> {
+fn cache_trouble(state: &State) -> Option<String> {
+    let status = &state.status;
     if let Some(error) = &status.fence_error {
         return Some(format!("the epoch row cannot be used: {error}"));
     }
@@ -67,10 +71,10 @@ fn cache_trouble(status: &Status) -> Option<String> {
         }
         None => {}
     }
-    let out_of_use = match status.consistency {
+    let out_of_use = match state.consistency {
         Consistency::Off => false,
         Consistency::Textbook => !status.connected,
-        Consistency::Strict => !status.connected || status.mode != "cached",
+        Consistency::Strict => !status.connected || status.phase != Phase::Cached,
     };
     if !out_of_use {
         return None;
@@ -95,25 +99,16 @@ fn cache_trouble(status: &Status) -> Option<String> {
 mod tests {
     use std::time::Duration;
 
-    use writethrough::{ProposedBypass, SlowLoads};
+    use writethrough::{Epoch, ProposedBypass, SlowLoads, Status};
 
     use super::*;
 
-    fn well() -> Status {
-        Status {
+    fn well() -> State {
+        let mut status = Status::default();
+        (status.phase, status.connected) = (Phase::Cached, true);
+        State {
             consistency: Consistency::Strict,
-            mode: "cached",
-            epoch: Some(7),
-            history: Some("h".into()),
-            server: Some("s".into()),
-            connected: true,
-            fence_error: None,
-            lease_age: None,
-            astray: None,
-            proposed_bypass: None,
-            slow_loads: None,
-            refused_change: None,
-            ended: None,
+            status,
         }
     }
 
@@ -131,7 +126,7 @@ mod tests {
     #[test]
     fn each_trouble_is_named() {
         let bypassed = ProposedBypass {
-            epoch: 7,
+            epoch: Epoch(7),
             reason: "a write could not be announced".into(),
             ago: Duration::from_secs(3),
         };
@@ -147,29 +142,29 @@ mod tests {
             ),
             (|s| s.astray = Some(Astray::OtherHistory), true, "history"),
             (|s| s.connected = false, true, "no verified connection"),
-            (|s| s.mode = "bypass", true, "not in use yet"),
+            (|s| s.phase = Phase::Bypass, true, "not in use yet"),
             (
                 |s| s.refused_change = Some("permission denied".into()),
                 true,
                 "permission denied",
             ),
         ] {
-            let mut status = well();
-            change(&mut status);
-            status.proposed_bypass = Some(bypassed.clone());
-            let diagnosis = diagnose(true, Some(&status), None);
+            let mut state = well();
+            change(&mut state.status);
+            state.status.proposed_bypass = Some(bypassed.clone());
+            let diagnosis = diagnose(true, Some(&state), None);
             let reason = diagnosis.reason.unwrap();
             assert_eq!(diagnosis.degraded, degraded, "{reason}");
             assert!(reason.contains(words), "{reason}");
         }
-        let mut status = well();
-        status.connected = false;
-        status.proposed_bypass = Some(bypassed);
-        let reason = diagnose(true, Some(&status), None).reason.unwrap();
+        let mut state = well();
+        state.status.connected = false;
+        state.status.proposed_bypass = Some(bypassed);
+        let reason = diagnose(true, Some(&state), None).reason.unwrap();
         assert!(reason.contains("ended epoch 7 3 s ago"), "{reason}");
-        let mut status = well();
-        status.slow_loads = Some(slow);
-        let diagnosis = diagnose(true, Some(&status), None);
+        let mut state = well();
+        state.status.slow_loads = Some(slow);
+        let diagnosis = diagnose(true, Some(&state), None);
         assert!(!diagnosis.degraded, "the cache is in use");
         assert!(diagnosis.reason.unwrap().contains("812 ms"));
         assert!(diagnose(false, Some(&well()), None).degraded);
@@ -178,12 +173,12 @@ mod tests {
 
     #[test]
     fn a_mode_without_epochs_is_judged_by_its_connection() {
-        let mut status = well();
-        (status.consistency, status.mode) = (Consistency::Textbook, "textbook");
-        assert!(!diagnose(true, Some(&status), None).degraded);
-        status.connected = false;
-        assert!(diagnose(true, Some(&status), None).degraded);
-        (status.consistency, status.mode) = (Consistency::Off, "off");
-        assert!(!diagnose(true, Some(&status), None).degraded);
+        let mut state = well();
+        (state.consistency, state.status.phase) = (Consistency::Textbook, Phase::Unknown);
+        assert!(!diagnose(true, Some(&state), None).degraded);
+        state.status.connected = false;
+        assert!(diagnose(true, Some(&state), None).degraded);
+        state.consistency = Consistency::Off;
+        assert!(!diagnose(true, Some(&state), None).degraded);
     }
 }

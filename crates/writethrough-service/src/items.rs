@@ -12,10 +12,11 @@ use serde::Serialize;
 use tracing::{Instrument, Span};
 use writethrough::{
     CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Indeterminate, Key, OpError,
-    ReadError, ReadOutcome, Unavailable, WriteError, WriteSet, WriteThrough,
+    ReadError, ReadOutcome, Unavailable, WriteError, WriteSet,
 };
 
 use crate::clearing::Clearing;
+use crate::engine::Engine;
 use crate::item::{Item, ItemFields, ItemId, NewItem, PageRequest};
 use crate::metrics::{Metrics, WriteKind};
 use crate::store::{Condition, ItemStore, Refusal, StoreError, StoreFailure};
@@ -201,7 +202,7 @@ impl Stopwatch {
 
 /// Items: a store behind a cache.
 pub struct Items {
-    engine: WriteThrough,
+    engine: Engine,
     store: Arc<dyn ItemStore>,
     metrics: Arc<Metrics>,
     collection: Collection,
@@ -211,7 +212,7 @@ pub struct Items {
 impl Items {
     /// Puts `engine` in front of `store`.
     #[must_use]
-    pub fn new(engine: WriteThrough, store: Arc<dyn ItemStore>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(engine: Engine, store: Arc<dyn ItemStore>, metrics: Arc<Metrics>) -> Self {
         Self {
             engine,
             store,
@@ -223,7 +224,7 @@ impl Items {
 
     /// The engine, for its state and its counters.
     #[must_use]
-    pub fn engine(&self) -> &WriteThrough {
+    pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
@@ -365,7 +366,7 @@ impl Items {
     ) -> Result<Written<T>, ItemsError>
     where
         T: Send + 'static,
-        Op: FnMut(Arc<dyn ItemStore>, Guard) -> F + Send + 'static,
+        Op: FnMut(Arc<dyn ItemStore>, Option<Guard>) -> F + Send + 'static,
         F: Future<Output = Result<Commit<T>, OpError<Refusal>>> + Send + 'static,
     {
         let started = Instant::now();
@@ -374,36 +375,33 @@ impl Items {
             .collection(self.collection.clone());
         let watch = Stopwatch::default();
         let (store, spent, span) = (self.store.clone(), watch.clone(), Span::current());
-        let run = move |guard: Guard| {
+        let run = move |guard: Option<Guard>| {
             let (work, spent) = (op(store.clone(), guard), spent.clone());
             async move { spent.time(work).await }.instrument(span.clone())
         };
-        let written = self
-            .engine
-            .write_set(set, run)
-            .await
-            .map_err(|error| match error {
-                WriteError::Rejected(Refusal::Missing) => ItemsError::NotFound,
-                WriteError::Rejected(Refusal::Mismatch) => ItemsError::Mismatch,
-                WriteError::Rejected(Refusal::Store(error)) => ItemsError::Store(error),
-                WriteError::Unavailable(why) => ItemsError::Engine(why),
-                WriteError::Indeterminate(why) => ItemsError::Indeterminate { id, why },
-                // A kind of failure that this version does not know says nothing about the effect.
-                _ => ItemsError::Indeterminate {
-                    id,
-                    why: Indeterminate::Abandoned,
-                },
-            })?;
+        let (output, cache_time) =
+            self.engine
+                .write(set, run)
+                .await
+                .map_err(|error| match error {
+                    WriteError::Rejected(Refusal::Missing) => ItemsError::NotFound,
+                    WriteError::Rejected(Refusal::Mismatch) => ItemsError::Mismatch,
+                    WriteError::Rejected(Refusal::Store(error)) => ItemsError::Store(error),
+                    WriteError::Unavailable(why) => ItemsError::Engine(why),
+                    WriteError::Indeterminate(why) => ItemsError::Indeterminate { id, why },
+                    // A kind of failure that this version does not know says nothing about the effect.
+                    _ => ItemsError::Indeterminate {
+                        id,
+                        why: Indeterminate::Abandoned,
+                    },
+                })?;
         let timing = WriteTiming {
-            cache: written.cache_time,
+            cache: cache_time,
             store: watch.read().unwrap_or_default(),
             total: started.elapsed(),
         };
         self.metrics.write(kind, &timing);
-        Ok(Written {
-            output: written.output,
-            timing,
-        })
+        Ok(Written { output, timing })
     }
 
     /// Empties the cache of items and of lists. Returns how many keys were removed. One such walk runs
@@ -414,7 +412,7 @@ impl Items {
     /// [`ItemsError::Cache`].
     pub async fn clear_cache(&self) -> Result<u64, ItemsError> {
         let (engine, collection) = (self.engine.clone(), self.collection.clone());
-        let walk = || async move { engine.clear(ENTITY, Some(&collection)).await };
+        let walk = || async move { engine.clear(ENTITY, &collection).await };
         self.clearing.run(walk).await.map_err(ItemsError::Cache)
     }
 

@@ -16,6 +16,7 @@ pub mod config;
 pub mod connections;
 pub mod descriptors;
 mod diagnosis;
+pub mod engine;
 pub mod exposition;
 pub mod item;
 pub mod items;

@@ -466,7 +466,8 @@ impl Collector for LiveCollector {
             return Ok(());
         };
         let stats = items.engine().stats();
-        let status = items.engine().status();
+        let state = items.engine().state();
+        let status = &state.status;
         let pool = items.store().pool_use();
         let encoder = &mut encoder;
 
@@ -606,12 +607,12 @@ impl Collector for LiveCollector {
                 "writethrough_epoch",
                 "The newest epoch seen",
                 None,
-                epoch as f64,
+                epoch.0 as f64,
             )?;
         }
         let modes: Vec<_> = MODES
             .iter()
-            .map(|mode| (*mode, f64::from(u8::from(*mode == status.mode))))
+            .map(|mode| (*mode, f64::from(u8::from(*mode == state.mode()))))
             .collect();
         gauges(
             encoder,

@@ -21,14 +21,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use writethrough::{
-    Cache, Consistency, Fence, InvalidSettings, LocalFence, MemoryCache, PostgresFence, RedisCache,
-    RedisSettings, Settings, WriteThrough,
+    Cache, Fence, InvalidSettings, LocalFence, MemoryCache, PostgresFence, RedisCache,
+    RedisSettings, Settings,
 };
 
 use crate::app::App;
 use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
 use crate::connections::{Origin, Place, Places, SPARE};
 use crate::descriptors::{self, TooFew};
+use crate::engine::{Consistency, Engine};
 use crate::items::{COLLECTION, ENTITY, Items};
 use crate::listen;
 use crate::metrics::Dropped;
@@ -138,7 +139,6 @@ impl Server {
         let (fail, failed) = mpsc::channel(1);
 
         let settings = Settings {
-            consistency: config.consistency,
             ttl: config.ttl,
             max_value_bytes: config.cache_max_value_bytes,
             max_page_bytes: config.cache_max_page_bytes,
@@ -156,6 +156,7 @@ impl Server {
                 let store = opened.unwrap_or_else(|_| Err(OpenError::Stopped))?;
                 make_ready(
                     &app,
+                    config.consistency,
                     settings,
                     cache,
                     Arc::new(LocalFence::new()),
@@ -164,7 +165,8 @@ impl Server {
             }
             Database::Temporary => {
                 let store = Arc::new(SqliteStore::temporary()?);
-                make_ready(&app, settings, cache, Arc::new(LocalFence::new()), store)?;
+                let fence = Arc::new(LocalFence::new());
+                make_ready(&app, config.consistency, settings, cache, fence, store)?;
             }
             Database::Postgres(url) => {
                 let connector = Connector::new(url, &config.service_name)
@@ -182,10 +184,11 @@ impl Server {
                     .map_err(|reason| database_error(url, &reason))?;
                 let fence = Arc::new(PostgresFence::new(fence_pool));
                 let (app, mut stop) = (app.clone(), stop.subscribe());
+                let consistency = config.consistency;
                 tokio::spawn(async move {
                     let ready = async {
                         migrate(&connector).await?;
-                        make_ready(&app, settings, cache, fence, Arc::new(store))?;
+                        make_ready(&app, consistency, settings, cache, fence, Arc::new(store))?;
                         Ok::<_, StartError>(())
                     };
                     tokio::select! {
@@ -339,12 +342,13 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
 
 fn make_ready(
     app: &Arc<App>,
+    consistency: Consistency,
     settings: Settings,
     cache: Arc<dyn Cache>,
     fence: Arc<dyn Fence>,
     store: Arc<dyn ItemStore>,
 ) -> Result<(), writethrough::StartError> {
-    let engine = WriteThrough::start(settings, cache, fence)?;
+    let engine = Engine::start(consistency, settings, cache, fence)?;
     let store = Arc::new(ObservedStore::new(store, app.metrics.clone()));
     app.set_ready(Arc::new(Items::new(engine, store, app.metrics.clone())));
     Ok(())

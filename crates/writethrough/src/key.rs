@@ -22,7 +22,7 @@ impl Key {
         Self(format!("{entity}:{id}"))
     }
 
-    /// The name without an epoch, as the textbook mode uses it.
+    /// The name without an epoch.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

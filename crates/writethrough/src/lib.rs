@@ -98,6 +98,8 @@ mod runtime;
 mod settings;
 mod stats;
 mod supervisor;
+#[cfg(feature = "textbook")]
+mod textbook;
 mod turns;
 mod value;
 mod write;
@@ -121,13 +123,15 @@ pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};
 pub use runtime::NoRuntime;
-pub use settings::{Consistency, InvalidSettings, Settings};
-pub use stats::{ProposedBypass, SlowLoads, Stats, Status};
+pub use settings::{InvalidSettings, Settings};
+pub use stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};
+#[cfg(feature = "textbook")]
+pub use textbook::Textbook;
 pub use value::{CacheValue, DecodeError, Json};
 pub use write::{Commit, Written};
 pub use write_through::WriteThrough;
 pub use writethrough_protocol::read::Bypass;
-pub use writethrough_protocol::{Astray, Epoch, Mode, Timing};
+pub use writethrough_protocol::{Astray, Epoch, Mode, ServerId, Timing};
 
 /// The example of the README is compiled and run.
 #[cfg(doctest)]

@@ -10,7 +10,7 @@ use writethrough_protocol::read::{
     Bypass, Following, Next, PageNext, after_acquire, after_acquire_page, after_get,
     after_get_page, while_awaiting,
 };
-use writethrough_protocol::{Epoch, KeyState, Payload, ReadPermit, Token};
+use writethrough_protocol::{Epoch, Payload, ReadPermit, Token};
 
 use crate::cache::observed::Observed;
 use crate::clock;
@@ -18,7 +18,6 @@ use crate::engine::{Engine, new_token};
 use crate::error::ReadError;
 use crate::key::{Collection, Key};
 use crate::loads::{Follower, Leader, Role, Shared, Turn};
-use crate::settings::Consistency;
 use crate::value::{CacheValue, DecodeError};
 
 /// Longest pause between two looks at another process's lease.
@@ -93,7 +92,7 @@ enum Looked {
     LoadBeside(Leader),
     /// Load past the cache, or share such a load.
     Bypass(Bypass),
-    /// Load, and share nothing: not the strict mode.
+    /// Load, and share nothing.
     Alone(Bypass),
     /// Do not load: the waits of this read are over.
     GiveUp(GiveUp),
@@ -146,7 +145,7 @@ impl Patience {
 struct Fill {
     session: Observed,
     target: Target,
-    leader: Option<Leader>,
+    leader: Leader,
     /// The fill lease to break if the load does not come to its end.
     lease: Option<Token>,
 }
@@ -160,9 +159,6 @@ enum Target {
         collection: String,
         page: String,
         token: Token,
-    },
-    Unconditional {
-        key: String,
     },
 }
 
@@ -187,10 +183,7 @@ impl Fill {
             collection: key,
             token,
             ..
-        }) = &self.target
-        else {
-            return;
-        };
+        }) = &self.target;
         loop {
             tokio::time::sleep(engine.settings.fill_lease / 3).await;
             let lease = engine.settings.fill_lease;
@@ -209,9 +202,7 @@ impl Fill {
             return false;
         }
         let (name, most) = match &self.target {
-            Target::Value { key, .. } | Target::Unconditional { key } => {
-                (key, engine.settings.max_value_bytes)
-            }
+            Target::Value { key, .. } => (key, engine.settings.max_value_bytes),
             Target::Page { page, .. } => (page, engine.settings.max_page_bytes),
         };
         let bytes = payload.as_ref().map_or(0, Bytes::len);
@@ -231,9 +222,7 @@ impl Fill {
 
     /// Stores what was loaded, if it may be stored. Returns whether the cache took it.
     async fn store(mut self, engine: &Engine, payload: Payload, may_be_cached: bool) -> bool {
-        if let Some(leader) = &self.leader {
-            leader.loaded(payload.clone());
-        }
+        self.leader.loaded(payload.clone());
         if !self.may_store(engine, &payload, may_be_cached) {
             self.give_up(engine).await;
             return false;
@@ -252,7 +241,6 @@ impl Fill {
                     .fill_page(collection, page, *token, bytes, ttl)
                     .await
             }
-            Target::Unconditional { key } => session.set(key, payload, ttl).await.map(|()| true),
         };
         // Filled, replaced by somebody else, or left to lapse: there is no lease to break now.
         self.lease = None;
@@ -280,25 +268,14 @@ impl Engine {
 
     /// Removes cached bytes that cannot be decoded, unless others are there by now.
     async fn discard(&self, place: Place<'_>, bytes: &Bytes) {
-        let (name, session) = match (self.settings.consistency, self.permit()) {
-            (Consistency::Strict, Ok(permit)) => {
-                let name = match place {
-                    Place::Value(key) => key.in_epoch(&permit.suffix),
-                    Place::Page(collection, query) => {
-                        collection.page_in_epoch(&permit.suffix, query)
-                    }
-                };
-                (name, permit.session)
-            }
-            (Consistency::Textbook, _) => match (place, self.view().session.clone()) {
-                (Place::Value(key), Some(session)) => {
-                    (key.as_str().to_owned(), Observed::new(session, None))
-                }
-                _ => return,
-            },
-            _ => return,
+        let Ok(permit) = self.permit() else {
+            return;
         };
-        if let Err(error) = session.discard(&name, bytes).await {
+        let name = match place {
+            Place::Value(key) => key.in_epoch(&permit.suffix),
+            Place::Page(collection, query) => collection.page_in_epoch(&permit.suffix, query),
+        };
+        if let Err(error) = permit.session.discard(&name, bytes).await {
             self.cache_failed("removing an undecodable value", &error);
         }
     }
@@ -401,8 +378,8 @@ impl Engine {
                         never = alive => never,
                     }
                 };
-                if let (Err(_), Some(leader)) = (&loaded, &fill.leader) {
-                    leader.failed();
+                if loaded.is_err() {
+                    fill.leader.failed();
                 }
                 let value = loaded?;
                 let payload = value.as_ref().map(V::encode);
@@ -507,18 +484,14 @@ impl Engine {
     }
 
     async fn look_for_value(&self, key: &Key, watch: &mut Stopwatch) -> Looked {
-        match self.settings.consistency {
-            Consistency::Off => Looked::Alone(Bypass::Epoch),
-            Consistency::Textbook => self.look_by_the_textbook(key, watch).await,
-            Consistency::Strict => match self.permit() {
-                Err(reason) => Looked::Bypass(reason),
-                Ok(permit) => {
-                    let key = key.in_epoch(&permit.suffix);
-                    watch
-                        .time(self.look_in_epoch(key, permit.epoch, permit.session))
-                        .await
-                }
-            },
+        match self.permit() {
+            Err(reason) => Looked::Bypass(reason),
+            Ok(permit) => {
+                let key = key.in_epoch(&permit.suffix);
+                watch
+                    .time(self.look_in_epoch(key, permit.epoch, permit.session))
+                    .await
+            }
         }
     }
 
@@ -547,7 +520,7 @@ impl Engine {
                         key: key.clone(),
                         token,
                     },
-                    leader: Some(leader),
+                    leader,
                     lease: Some(token),
                 };
                 let lease = self.settings.fill_lease;
@@ -625,36 +598,12 @@ impl Engine {
         }
     }
 
-    async fn look_by_the_textbook(&self, key: &Key, watch: &mut Stopwatch) -> Looked {
-        let Some(session) = self.view().session.clone() else {
-            return Looked::Alone(Bypass::NotConnected);
-        };
-        let session = Observed::new(session, None);
-        let key = key.as_str().to_owned();
-        match watch.time(session.get(&key)).await {
-            Ok(KeyState::Value(payload)) => Looked::Found(payload, ReadOutcome::Hit),
-            Ok(_) => Looked::Load(Fill {
-                session,
-                target: Target::Unconditional { key },
-                leader: None,
-                lease: None,
-            }),
-            Err(error) => {
-                self.cache_failed("a get", &error);
-                Looked::Alone(Bypass::CacheError)
-            }
-        }
-    }
-
     async fn look_for_page(
         &self,
         collection: &Collection,
         query: &str,
         watch: &mut Stopwatch,
     ) -> Looked {
-        if self.settings.consistency != Consistency::Strict {
-            return Looked::Alone(Bypass::Epoch);
-        }
         match self.permit() {
             Err(reason) => Looked::Bypass(reason),
             Ok(permit) => {
@@ -711,7 +660,7 @@ impl Engine {
                 // is not broken, it becomes the stamp with the first fill, or lapses.
                 Role::Lead(leader) => {
                     return Looked::Load(Fill {
-                        leader: Some(leader),
+                        leader,
                         session,
                         target: Target::Page {
                             collection,

@@ -4,36 +4,9 @@ use std::time::Duration;
 
 use writethrough_protocol::Timing;
 
-/// How the cache and the store are kept together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Consistency {
-    /// The protocol: every read is linearizable.
-    #[default]
-    Strict,
-    /// The pattern of the textbook: commit, then `SET`; on a miss, load, then `SET`. **Not**
-    /// linearizable; it exists to be compared with and to be refuted.
-    Textbook,
-    /// The cache is never touched.
-    Off,
-}
-
-impl Consistency {
-    /// The name used in flags, headers and metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Strict => "strict",
-            Self::Textbook => "textbook",
-            Self::Off => "off",
-        }
-    }
-}
-
 /// The engine's settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Default: [`Consistency::Strict`].
-    pub consistency: Consistency,
     /// How long a value stays cached, 300 s by default; each entry varies by up to 10 % below it,
     /// so that entries filled together do not expire together.
     pub ttl: Duration,
@@ -92,7 +65,6 @@ impl Default for Settings {
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
-            consistency: Consistency::Strict,
             ttl: ms(300_000),
             negative_ttl: ms(10_000),
             poll: ms(200),

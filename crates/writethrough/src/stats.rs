@@ -3,11 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use writethrough_protocol::Astray;
 use writethrough_protocol::read::Bypass;
-
-use crate::loads::Loads;
-use crate::settings::Consistency;
+use writethrough_protocol::{Astray, Epoch, ServerId};
 
 /// A counter; relaxed, because nothing is decided by it.
 #[derive(Debug, Default)]
@@ -52,16 +49,17 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn snapshot(&self, loads: &Loads) -> Stats {
+    /// What was counted, and the reads that wait and the loads under way now.
+    pub(crate) fn snapshot(&self, waiting: u64, loads_under_way: u64) -> Stats {
         Stats {
             hits: self.hits.get(),
             misses: self.misses.get(),
             coalesced: self.coalesced.get(),
-            waiting: loads.waiting(),
+            waiting,
             bypasses: Bypass::ALL.map(|reason| (reason, self.bypasses[reason.index()].get())),
             shared_bypasses: self.shared_bypasses.get(),
             loads: self.loads.get(),
-            loads_under_way: loads.under_way(),
+            loads_under_way,
             slow_loads: self.slow_loads.get(),
             refused_reads: self.refused_reads.get(),
             renewed_leases: self.renewed_leases.get(),
@@ -86,6 +84,7 @@ impl Counters {
 
 /// What this engine has counted since it started.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Reads answered from the cache.
     pub hits: u64,
@@ -148,6 +147,12 @@ pub struct Stats {
     pub abandoned_writes: u64,
 }
 
+impl Default for Stats {
+    fn default() -> Self {
+        Counters::default().snapshot(0, 0)
+    }
+}
+
 impl Stats {
     /// All reads that bypassed the cache.
     #[must_use]
@@ -156,19 +161,49 @@ impl Stats {
     }
 }
 
+/// What a node does with the cache now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Phase {
+    /// It has not seen an epoch yet: reads go to the store, writes wait.
+    #[default]
+    Unknown,
+    /// It waits until no other node reads in an older epoch: reads go to the store, writes wait.
+    Observing,
+    /// The epoch uses no cache: reads and writes go to the store.
+    Bypass,
+    /// The epoch uses the cache.
+    Cached,
+}
+
+impl Phase {
+    /// Every phase.
+    pub const ALL: [Self; 4] = [Self::Unknown, Self::Observing, Self::Bypass, Self::Cached];
+
+    /// Gives the name for statistics and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Observing => "observing",
+            Self::Bypass => "bypass",
+            Self::Cached => "cached",
+        }
+    }
+}
+
 /// The engine's state now.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Status {
-    /// The configured consistency.
-    pub consistency: Consistency,
-    /// `cached`, `bypass`, `observing` or `unknown` (strict), else `textbook` or `off`.
-    pub mode: &'static str,
-    /// The newest epoch seen; none before the first poll, and in textbook and off mode.
-    pub epoch: Option<u64>,
+    /// What this node does with the cache.
+    pub phase: Phase,
+    /// The newest epoch seen; none before the first poll.
+    pub epoch: Option<Epoch>,
     /// The id of the database's history, which every cache key carries as `@<history>.<epoch>`.
     pub history: Option<String>,
     /// The id of the cache server that this node is connected to.
-    pub server: Option<String>,
+    pub server: Option<ServerId>,
     /// Whether there is a verified cache connection.
     pub connected: bool,
     /// The background task that has ended, with its runtime or by a panic: this node uses no cache and
@@ -194,7 +229,7 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProposedBypass {
     /// The epoch that it wanted to end.
-    pub epoch: u64,
+    pub epoch: Epoch,
     /// Why.
     pub reason: String,
     /// How long ago.

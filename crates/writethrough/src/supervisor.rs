@@ -13,7 +13,6 @@ use crate::clock;
 use crate::engine::{Engine, Proposed};
 use crate::error::FenceError;
 use crate::key::suffix;
-use crate::settings::Consistency;
 
 /// The bound of one proposal, beyond the short lock wait of the fence itself.
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -26,11 +25,9 @@ pub(crate) fn start(engine: &Arc<Engine>) {
     let follow = follow_sessions(engine.clone());
     let name = "the one that follows the cache connection";
     tokio::spawn(until_stopped(engine.clone(), name, follow));
-    if engine.settings.consistency == Consistency::Strict {
-        let poll = poll_epochs(engine.clone());
-        let name = "the one that polls the epoch row";
-        tokio::spawn(until_stopped(engine.clone(), name, poll));
-    }
+    let poll = poll_epochs(engine.clone());
+    let name = "the one that polls the epoch row";
+    tokio::spawn(until_stopped(engine.clone(), name, poll));
 }
 
 /// Tells when a background task ends that should not: it has panicked, or its runtime is gone.
@@ -84,14 +81,8 @@ async fn follow_sessions(engine: Arc<Engine>) {
 
 /// Whether a read that came now would look into the cache.
 pub(crate) fn uses_cache(engine: &Engine) -> bool {
-    let view = engine.view();
-    match engine.settings.consistency {
-        Consistency::Strict => {
-            matches!(view.node.read_permit(clock::now()), ReadPermit::Cached(_))
-        }
-        Consistency::Textbook => view.session.is_some(),
-        Consistency::Off => true,
-    }
+    let permit = engine.view().node.read_permit(clock::now());
+    matches!(permit, ReadPermit::Cached(_))
 }
 
 async fn poll_epochs(engine: Arc<Engine>) {

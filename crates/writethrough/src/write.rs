@@ -20,7 +20,6 @@ use crate::error::{Indeterminate, OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::key::{Key, WriteSet};
 use crate::runtime;
-use crate::settings::Consistency;
 use crate::stats::Counter;
 use crate::supervisor;
 use crate::turns::Held;
@@ -56,6 +55,12 @@ impl<T> Commit<T> {
         }
     }
 
+    /// The output, for a write that nothing is cached of.
+    #[must_use]
+    pub fn into_output(self) -> T {
+        self.output
+    }
+
     /// Caches the value that the write has left in the store under `key`, which must be one of the
     /// keys of the write.
     pub fn cache<V: CacheValue>(mut self, key: &Key, value: &V) -> Self {
@@ -73,8 +78,8 @@ pub struct Written<T> {
     pub output: T,
     /// Time spent waiting for the cache.
     pub cache_time: Duration,
-    /// The epoch that the write was made in; 0 in textbook and off mode.
-    pub epoch: u64,
+    /// The epoch that the write was made in.
+    pub epoch: Epoch,
 }
 
 /// Counts a write under way, so that shutdown waits for it, and one that was ended before its end.
@@ -148,11 +153,7 @@ impl Engine {
         under_way.unfinished = true;
         let write = async move {
             let engine = &under_way.engine;
-            let result = match engine.settings.consistency {
-                Consistency::Strict => engine.write_strictly(set, op).await,
-                Consistency::Textbook => engine.write_by_the_textbook(set, op).await,
-                Consistency::Off => engine.write_store_only(op).await,
-            };
+            let result = engine.write_guarded(set, op).await;
             match &result {
                 Ok(_) => engine.counters.writes.add(1),
                 Err(WriteError::Indeterminate(_)) => engine.counters.indeterminate_writes.add(1),
@@ -169,7 +170,7 @@ impl Engine {
         }
     }
 
-    async fn write_strictly<T, E, Op, F>(
+    async fn write_guarded<T, E, Op, F>(
         &self,
         set: WriteSet,
         mut op: Op,
@@ -257,7 +258,7 @@ impl Engine {
                     return Ok(Written {
                         output: commit.output,
                         cache_time: cache_time + ended,
-                        epoch: epoch.0,
+                        epoch,
                     });
                 }
                 Err(_) if step == AfterWrite::Restart => {
@@ -514,63 +515,6 @@ impl Engine {
                 Err(WriteError::Unavailable(Unavailable::Busy))
             }
         }
-    }
-
-    async fn write_by_the_textbook<T, E, Op, F>(
-        &self,
-        set: WriteSet,
-        mut op: Op,
-    ) -> Result<Written<T>, WriteError<E>>
-    where
-        Op: FnMut(Guard) -> F,
-        F: Future<Output = Result<Commit<T>, OpError<E>>>,
-    {
-        let mut commit = self.run_unguarded(&mut op).await?;
-        // There is no epoch to end: counted, and said once.
-        let _ = self.misuse(&set, &mut commit.values, true);
-        let started = Instant::now();
-        let session = self.view().session.clone();
-        if let Some(session) = session {
-            let session = Observed::new(session, None);
-            for key in &set.keys {
-                let name = key.as_str();
-                let value = commit.values.remove(key);
-                let done = match value.and_then(|value| self.kept(name, value)) {
-                    Some((payload, ttl)) => session.set(name, payload, ttl).await,
-                    None => session.delete(name).await,
-                };
-                // As in the textbook: the write is acknowledged all the same.
-                if let Err(error) = done {
-                    self.cache_failed("a set", &error);
-                }
-            }
-        }
-        Ok(Written {
-            output: commit.output,
-            cache_time: started.elapsed(),
-            epoch: 0,
-        })
-    }
-
-    async fn write_store_only<T, E, Op, F>(&self, mut op: Op) -> Result<Written<T>, WriteError<E>>
-    where
-        Op: FnMut(Guard) -> F,
-        F: Future<Output = Result<Commit<T>, OpError<E>>>,
-    {
-        let commit = self.run_unguarded(&mut op).await?;
-        Ok(Written {
-            output: commit.output,
-            cache_time: Duration::ZERO,
-            epoch: 0,
-        })
-    }
-
-    async fn run_unguarded<T, E, Op, F>(&self, op: &mut Op) -> Result<Commit<T>, WriteError<E>>
-    where
-        Op: FnMut(Guard) -> F,
-        F: Future<Output = Result<Commit<T>, OpError<E>>>,
-    {
-        self.run(op(Guard::none())).await.map_err(failure)
     }
 }
 

@@ -15,8 +15,8 @@ use crate::fence::{Fence, Guard};
 use crate::key::{Collection, Key, WriteSet};
 use crate::read::{Place, Read};
 use crate::runtime::within;
-use crate::settings::{Consistency, Settings};
-use crate::stats::{ProposedBypass, SlowLoads, Stats, Status};
+use crate::settings::Settings;
+use crate::stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
 use crate::value::CacheValue;
 use crate::write::{Commit, Written};
@@ -94,7 +94,7 @@ impl WriteThrough {
     ///
     /// # Consistency
     ///
-    /// Linearizable in strict mode, as [`crate`] describes.
+    /// Linearizable, as [`crate`] describes.
     pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, ReadError<E>>
     where
         V: CacheValue,
@@ -186,7 +186,9 @@ impl WriteThrough {
     /// What the engine has counted.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.engine.counters.snapshot(&self.engine.loads)
+        let loads = &self.engine.loads;
+        let (waiting, under_way) = (loads.waiting(), loads.under_way());
+        self.engine.counters.snapshot(waiting, under_way)
     }
 
     /// The engine's state now.
@@ -195,15 +197,12 @@ impl WriteThrough {
         let engine = &self.engine;
         let now = clock::now();
         let view = engine.view();
-        let strict = engine.settings.consistency == Consistency::Strict;
         let row = view.node.row();
-        let mode = match (engine.settings.consistency, row) {
-            (Consistency::Textbook, _) => "textbook",
-            (Consistency::Off, _) => "off",
-            (Consistency::Strict, None) => "unknown",
-            (Consistency::Strict, Some(_)) if !view.node.is_active(now) => "observing",
-            (Consistency::Strict, Some(row)) if row.mode == Mode::Bypass => "bypass",
-            (Consistency::Strict, Some(_)) => "cached",
+        let phase = match row {
+            None => Phase::Unknown,
+            Some(_) if !view.node.is_active(now) => Phase::Observing,
+            Some(row) if row.mode == Mode::Bypass => Phase::Bypass,
+            Some(_) => Phase::Cached,
         };
         let lease_age = view
             .node
@@ -217,17 +216,16 @@ impl WriteThrough {
                     .saturating_sub(until.since(now))
             });
         Status {
-            consistency: engine.settings.consistency,
-            mode,
-            epoch: row.map(|row| row.number.0),
+            phase,
+            epoch: row.map(|row| row.number),
             history: row.map(|row| row.history.to_string()),
             server: view
                 .session
                 .as_ref()
-                .map(|session| session.server().to_string()),
+                .map(|session| session.server().clone()),
             connected: view.session.is_some(),
             ended: engine.ended.get().copied(),
-            fence_error: reason(&engine.fence_error).filter(|_| strict),
+            fence_error: reason(&engine.fence_error),
             refused_change: reason(&engine.refused_change),
             lease_age,
             astray: view.node.astray(),
@@ -237,7 +235,7 @@ impl WriteThrough {
                 .unwrap_or_else(PoisonError::into_inner)
                 .as_ref()
                 .map(|proposed| ProposedBypass {
-                    epoch: proposed.epoch.0,
+                    epoch: proposed.epoch,
                     reason: proposed.reason.clone(),
                     ago: proposed.at.elapsed(),
                 }),
@@ -267,11 +265,7 @@ impl WriteThrough {
             let suffix = view.node.row().map(|_| view.suffix.clone());
             (view.session.clone(), suffix)
         };
-        let pattern = match (self.engine.settings.consistency, suffix) {
-            (Consistency::Strict, Some(suffix)) => format!("{entity}:*{suffix}"),
-            (Consistency::Textbook, _) => format!("{entity}:*"),
-            _ => return None,
-        };
+        let pattern = format!("{entity}:*{}", suffix?);
         let session = session?;
         let counters = &self.engine.counters;
         let ended = || counters.writes.get() + counters.indeterminate_writes.get();
@@ -330,11 +324,7 @@ impl WriteThrough {
         };
         let none = || CacheError::Connection("there is no cache now".into());
         let session = session.ok_or_else(none)?;
-        let epochs = match self.engine.settings.consistency {
-            Consistency::Strict => format!("@{}.*", history.ok_or_else(none)?),
-            Consistency::Textbook => String::new(),
-            Consistency::Off => return Ok(0),
-        };
+        let epochs = format!("@{}.*", history.ok_or_else(none)?);
         let clear = async |pattern: String| {
             within(&self.engine.runtime, pin!(session.clear(&pattern))).await
         };

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use support::{Gate, Ground, Node, Pair, StoreError, held, until};
 use tokio::task::JoinHandle;
 use writethrough::{
-    Bypass, CacheValue, Collection, Commit, Consistency, DecodeError, Epoch, Fence, FenceError,
-    Fenced, Guard, Indeterminate, Json, Key, LocalFence, OpError, ReadError, ReadOutcome,
-    RedisCache, RedisSettings, Settings, Unavailable, WriteError, WriteSet,
+    Bypass, CacheValue, Collection, Commit, DecodeError, Epoch, Fence, FenceError, Fenced, Guard,
+    Indeterminate, Json, Key, LocalFence, OpError, Phase, ReadError, ReadOutcome, RedisCache,
+    RedisSettings, Settings, Unavailable, WriteError, WriteSet,
 };
 use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
@@ -60,9 +60,7 @@ on_every_pair!(
     values_expire,
     bytes_of_another_type_are_read_from_the_store,
     what_cannot_be_decoded_is_loaded_once_for_1000_reads,
-    the_textbook_serves_a_stale_value_after_a_slow_fill,
     shutdown_waits_for_writes_and_refuses_new_ones,
-    off_never_touches_the_cache,
     a_load_error_is_returned_and_frees_the_lease,
     loads_longer_than_the_wait_are_cached,
     pages_that_load_longer_than_the_wait_are_cached,
@@ -77,7 +75,6 @@ on_every_pair!(
     what_says_that_it_may_not_be_cached_is_served_and_not_cached,
     a_value_under_a_key_that_was_not_announced_ends_the_epoch,
     a_write_that_ignores_its_guard_is_not_believed,
-    the_documented_statement_writes_in_every_mode,
     the_count_of_values_is_never_older_than_an_own_write,
     writers_of_one_key_take_turns,
 );
@@ -564,37 +561,6 @@ async fn what_cannot_be_decoded_is_loaded_once_for_1000_reads(pair: Pair) {
     assert!(stats.decode_errors >= 2);
 }
 
-/// The same schedule as above, under the textbook pattern: the test that must be able to fail.
-async fn the_textbook_serves_a_stale_value_after_a_slow_fill(pair: Pair) {
-    let ground = Ground::new(pair).await;
-    let settings = Settings {
-        consistency: Consistency::Textbook,
-        ..Settings::default()
-    };
-    let node = unguarded(&ground, settings).await;
-    node.write("a", Some("old")).await.unwrap();
-    node.cached.clear("row", None).await.unwrap();
-    let (gate, slow) = node.held_read("a").await;
-    node.write("a", Some("new")).await.unwrap();
-    gate.let_through();
-    slow.await.unwrap();
-    let read = node.read("a").await;
-    assert_eq!(
-        (read.outcome, read.value),
-        (ReadOutcome::Hit, Some(Json("old".into()))),
-        "stale"
-    );
-    assert_eq!(node.store.get("a").await.as_deref(), Some("new"));
-}
-
-/// A node without a fence; the store in memory, whose writes need no guard in the database.
-async fn unguarded(ground: &Ground, settings: Settings) -> Node {
-    let mut node = ground.start(settings, ground.cache(), ground.fence());
-    node.store = support::Store::in_memory();
-    until("the cache is in use", async || node.cached.uses_cache()).await;
-    node
-}
-
 async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
@@ -620,25 +586,6 @@ async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
     assert_eq!(read.value, Some(Json("one".into())));
 }
 
-async fn off_never_touches_the_cache(pair: Pair) {
-    let ground = Ground::with_own_redis(pair).await;
-    let settings = Settings {
-        consistency: Consistency::Off,
-        ..Settings::default()
-    };
-    let node = unguarded(&ground, settings).await;
-    node.write("a", Some("one")).await.unwrap();
-    for _ in 0..2 {
-        let read = node.read("a").await;
-        assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::Epoch));
-        assert_eq!(read.value, Some(Json("one".into())));
-    }
-    if let Some(redis) = &ground.redis {
-        let keys: Vec<String> = redis.query(&["KEYS", "row:*"]).await.unwrap();
-        assert_eq!(keys, [""; 0]);
-    }
-}
-
 async fn a_load_error_is_returned_and_frees_the_lease(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
@@ -652,58 +599,52 @@ async fn a_load_error_is_returned_and_frees_the_lease(pair: Pair) {
 
 async fn what_is_too_long_is_served_and_not_cached(pair: Pair) {
     let ground = Ground::new(pair).await;
-    for consistency in [Consistency::Strict, Consistency::Textbook] {
-        // Of the stored form: a text has two quotes more.
-        let settings = Settings {
-            consistency,
-            max_value_bytes: 12,
-            max_page_bytes: 8,
-            ..Settings::default()
-        };
-        let node = ground.node_with(settings).await;
-        node.write("a", Some("short")).await.unwrap();
-        assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
-        let (fits, long) = ("ten bytes.", "eleven long");
-        for (value, read) in [
-            (fits, ReadOutcome::Hit),
-            (long, ReadOutcome::Unfilled),
-            (fits, ReadOutcome::Hit),
-        ] {
-            node.write("a", Some(value)).await.unwrap();
-            for _ in 0..2 {
-                let found = node.read("a").await;
-                assert_eq!(found.value, Some(Json(value.into())));
-                assert_eq!(found.outcome, read, "{value} {consistency:?}");
-            }
+    // Of the stored form: a text has two quotes more.
+    let settings = Settings {
+        max_value_bytes: 12,
+        max_page_bytes: 8,
+        ..Settings::default()
+    };
+    let node = ground.node_with(settings).await;
+    node.write("a", Some("short")).await.unwrap();
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
+    let (fits, long) = ("ten bytes.", "eleven long");
+    for (value, read) in [
+        (fits, ReadOutcome::Hit),
+        (long, ReadOutcome::Unfilled),
+        (fits, ReadOutcome::Hit),
+    ] {
+        node.write("a", Some(value)).await.unwrap();
+        for _ in 0..2 {
+            let found = node.read("a").await;
+            assert_eq!(found.value, Some(Json(value.into())));
+            assert_eq!(found.outcome, read, "{value}");
         }
-        // One write, two reads.
-        assert_eq!(node.cached.stats().oversized, 3);
-        let epoch = node.cached.status().epoch;
-        let page_of = async |text: &'static str| {
-            let load = || async { Ok::<_, StoreError>(Json(text.to_owned())) };
-            let collection = Collection::new("rows");
-            let read = node
-                .cached
-                .read_page(&collection, text, load)
-                .await
-                .unwrap();
-            assert_eq!(read.value, Some(Json(text.to_owned())));
-            read.outcome
-        };
-        if consistency == Consistency::Strict {
-            for _ in 0..2 {
-                assert_eq!(page_of("longer!").await, ReadOutcome::Unfilled);
-            }
-            assert_eq!(page_of("limit1").await, ReadOutcome::Filled);
-            assert_eq!(page_of("limit1").await, ReadOutcome::Hit);
-            assert_eq!(page_of("longer!").await, ReadOutcome::Unfilled);
-            assert_eq!(node.cached.stats().oversized, 6);
-        }
-        let stats = node.cached.stats();
-        assert_eq!((stats.cache_errors, stats.refused_fills), (0, 0));
-        assert_eq!(node.cached.status().epoch, epoch);
-        node.cached.clear("row", None).await.unwrap();
     }
+    // One write, two reads.
+    assert_eq!(node.cached.stats().oversized, 3);
+    let epoch = node.cached.status().epoch;
+    let page_of = async |text: &'static str| {
+        let load = || async { Ok::<_, StoreError>(Json(text.to_owned())) };
+        let collection = Collection::new("rows");
+        let read = node
+            .cached
+            .read_page(&collection, text, load)
+            .await
+            .unwrap();
+        assert_eq!(read.value, Some(Json(text.to_owned())));
+        read.outcome
+    };
+    for _ in 0..2 {
+        assert_eq!(page_of("longer!").await, ReadOutcome::Unfilled);
+    }
+    assert_eq!(page_of("limit1").await, ReadOutcome::Filled);
+    assert_eq!(page_of("limit1").await, ReadOutcome::Hit);
+    assert_eq!(page_of("longer!").await, ReadOutcome::Unfilled);
+    assert_eq!(node.cached.stats().oversized, 6);
+    let stats = node.cached.stats();
+    assert_eq!((stats.cache_errors, stats.refused_fills), (0, 0));
+    assert_eq!(node.cached.status().epoch, epoch);
 }
 
 /// A text that must not be cached when it begins with a dot.
@@ -877,7 +818,7 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
         write.await.unwrap().unwrap();
         assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
         assert_eq!(node.cached.stats().unguarded_writes, 0);
-        assert_eq!(node.cached.status().epoch, Some(row.number.0));
+        assert_eq!(node.cached.status().epoch, Some(row.number));
         return;
     }
     // The epoch of the write ends, the next one that uses the cache begins, and there the old value is
@@ -885,7 +826,7 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
     node.fence.propose(&next).await.unwrap();
     until("the next epoch uses the cache", async || {
         let status = node.cached.status();
-        status.epoch > Some(row.number.0) && node.cached.uses_cache()
+        status.epoch > Some(row.number) && node.cached.uses_cache()
     })
     .await;
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
@@ -896,26 +837,6 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
     assert_eq!(node.cached.stats().unguarded_writes, 1);
     let why = node.cached.status().proposed_bypass.unwrap().reason;
     assert!(why.contains("not guarded"), "{why}");
-}
-
-/// In the modes without epochs the guard has no number to compare: the statements that the
-/// documentation shows must write there all the same.
-async fn the_documented_statement_writes_in_every_mode(pair: Pair) {
-    let ground = Ground::new(pair).await;
-    for consistency in [Consistency::Strict, Consistency::Textbook, Consistency::Off] {
-        let settings = Settings {
-            consistency,
-            ..Settings::default()
-        };
-        let node = ground.node_with(settings).await;
-        for value in [Some("one"), Some("two"), None] {
-            node.write("a", value).await.unwrap();
-            assert_eq!(node.value("a").await.as_deref(), value, "{consistency:?}");
-        }
-        let stats = node.cached.stats();
-        assert_eq!((stats.writes, stats.unguarded_writes), (3, 0));
-        node.cached.shutdown().await;
-    }
 }
 
 async fn the_count_of_values_is_never_older_than_an_own_write(pair: Pair) {
@@ -1443,7 +1364,7 @@ async fn two_nodes_with_in_process_caches_go_on_without_and_do_not_flap() {
     until("the cache is out of use", async || {
         nodes
             .iter()
-            .all(|node| node.cached.status().mode == "bypass")
+            .all(|node| node.cached.status().phase == Phase::Bypass)
     })
     .await;
     let epoch = nodes[0].cached.status().epoch;

@@ -184,6 +184,22 @@ async fn the_guard_refuses_a_row_of_another_history() {
 }
 
 /// A copy of the data folder without recovery keeps its timeline; the number went back.
+/// A writer without an epoch runs the same statements: with null the guard answers once, and checks nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_null_in_place_of_an_epoch_the_documented_statements_write_unguarded() {
+    let ground = Ground::new(Pair::MemoryPostgres).await;
+    let pool = ground.store.pool.as_ref().unwrap();
+    let client = pool.get().await.unwrap();
+    let insert = "INSERT INTO rows (key, value) SELECT 'a', 'one' FROM writethrough.guard($1)";
+    let delete = "DELETE FROM rows USING writethrough.guard($1) WHERE key = 'a'";
+    for statement in [insert, delete] {
+        let over = client.execute(statement, &[&0_i64]).await.unwrap_err();
+        assert_eq!(over.code().unwrap().code(), "WT001", "{statement}");
+        let changed = client.execute(statement, &[&None::<i64>]).await.unwrap();
+        assert_eq!(changed, 1, "{statement}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_number_that_goes_back_begins_a_new_history() {
     let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;

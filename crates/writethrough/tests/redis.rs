@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use support::{Ground, Node, Pair, until};
 use writethrough::cache::{Session, SessionWatch};
 use writethrough::{
-    Bypass, Cache, CacheError, Commit, Json, Key, ReadOutcome, RedisCache, RedisSettings, Settings,
-    Unavailable, WriteError, WriteSet,
+    Bypass, Cache, CacheError, Commit, Json, Key, Phase, ReadOutcome, RedisCache, RedisSettings,
+    Settings, Unavailable, WriteError, WriteSet,
 };
 use writethrough_protocol::{KeyState, Token};
 use writethrough_testbed::{ChildSpec, Redis, Testbed};
@@ -463,7 +463,7 @@ async fn a_hung_redis_is_paid_for_once() {
     assert!(first < Duration::from_millis(750), "{first:?}");
     until("requests stop touching Redis", async || {
         node.read("a").await.outcome == ReadOutcome::Bypassed(Bypass::NotConnected)
-            || node.cached.status().mode == "bypass"
+            || node.cached.status().phase == Phase::Bypass
     })
     .await;
     let calls = node.cached.stats().cache_errors;

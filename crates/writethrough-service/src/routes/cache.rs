@@ -59,15 +59,15 @@ pub(super) async fn clear(
 pub(super) async fn stats(State(app): State<Arc<App>>) -> Result<Response, Problem> {
     let items = app.items()?;
     let stats = items.engine().stats();
-    let status = items.engine().status();
+    let state = items.engine().state();
     let body = StatsBody {
         cached_items: items.cached_items().await,
         total_hits: stats.hits,
         total_misses: stats.misses,
         hit_rate: hit_rate(stats.hits, stats.misses),
-        consistency: status.consistency.as_str(),
-        mode: status.mode,
-        epoch: status.epoch,
+        consistency: state.consistency.as_str(),
+        mode: state.mode(),
+        epoch: state.status.epoch.map(|epoch| epoch.0),
         total_bypasses: stats.bypassed(),
         bypasses: stats
             .bypasses

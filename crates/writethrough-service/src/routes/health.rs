@@ -35,10 +35,10 @@ use crate::wire::{
 )]
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let database = app.database_is_up().await;
-    let status = app.ready_items().map(|items| items.engine().status());
+    let state = app.ready_items().map(|items| items.engine().state());
     let cache = app.cache_is_connected();
     let shortage = app.ready_items().and_then(|items| items.store().shortage());
-    let diagnosis = diagnose(database, status.as_ref(), shortage);
+    let diagnosis = diagnose(database, state.as_ref(), shortage);
     let body = HealthBody {
         status: match (database, cache && !diagnosis.degraded) {
             (true, true) => HealthStatus::Ok,
@@ -56,8 +56,8 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
             database: app.database_backend,
         },
         consistency: app.consistency,
-        mode: status.as_ref().map_or("unknown", |status| status.mode),
-        epoch: status.and_then(|status| status.epoch),
+        mode: state.as_ref().map_or("unknown", |state| state.mode()),
+        epoch: state.and_then(|state| Some(state.status.epoch?.0)),
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: app.started.elapsed().as_secs(),
     };

@@ -140,8 +140,7 @@ pub struct PoolUse {
 /// # Consistency
 ///
 /// Reads see every write that was acknowledged before they began. A write either happens under its
-/// guard's epoch or not at all; in textbook and off mode the guard is the one of epoch 0 and is not
-/// checked.
+/// guard's epoch or not at all; without a guard, as in textbook and off mode, it happens in any case.
 ///
 /// # Cancellation
 ///
@@ -158,19 +157,24 @@ pub trait ItemStore: Send + Sync + 'static {
     async fn select_page(&self, request: PageRequest) -> Result<Page, StoreError>;
 
     /// Adds an item.
-    async fn insert(&self, guard: Guard, item: NewItem) -> WriteResult<Item>;
+    async fn insert(&self, guard: Option<Guard>, item: NewItem) -> WriteResult<Item>;
 
     /// Replaces an item's fields, if its version is accepted.
     async fn update(
         &self,
-        guard: Guard,
+        guard: Option<Guard>,
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
     ) -> WriteResult<Item>;
 
     /// Removes an item, if its version is accepted.
-    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()>;
+    async fn delete(
+        &self,
+        guard: Option<Guard>,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<()>;
 
     /// Asks for a sign of life, within a second or so.
     async fn ping(&self) -> Result<(), StoreError>;

@@ -164,14 +164,14 @@ impl ItemStore for ObservedStore {
             .await
     }
 
-    async fn insert(&self, guard: Guard, item: NewItem) -> WriteResult<Item> {
+    async fn insert(&self, guard: Option<Guard>, item: NewItem) -> WriteResult<Item> {
         self.observe(Operation::Insert, self.store.insert(guard, item))
             .await
     }
 
     async fn update(
         &self,
-        guard: Guard,
+        guard: Option<Guard>,
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
@@ -183,7 +183,12 @@ impl ItemStore for ObservedStore {
         .await
     }
 
-    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()> {
+    async fn delete(
+        &self,
+        guard: Option<Guard>,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<()> {
         self.observe(Operation::Delete, self.store.delete(guard, id, condition))
             .await
     }

@@ -130,10 +130,10 @@ pub trait Session: Send + Sync + 'static {
     /// Removes a value or a page if it still holds these bytes. Tells whether it did.
     async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError>;
 
-    /// Stores a value unconditionally: for the textbook mode only.
+    /// Stores a value unconditionally, as the textbook does: outside of the protocol.
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError>;
 
-    /// Removes a key unconditionally: for the textbook mode only.
+    /// Removes a key unconditionally, as the textbook does: outside of the protocol.
     async fn delete(&self, key: &str) -> Result<(), CacheError>;
 
     /// Counts the values whose key matches the glob `pattern`, in bounded steps.

@@ -170,6 +170,7 @@ impl Observed {
         self.session.end(ends, token).instrument(span).await
     }
 
+    #[cfg(feature = "textbook")]
     pub(crate) async fn set(
         &self,
         key: &str,
@@ -180,6 +181,7 @@ impl Observed {
         self.session.set(key, payload, ttl).instrument(span).await
     }
 
+    #[cfg(feature = "textbook")]
     pub(crate) async fn delete(&self, key: &str) -> Result<(), CacheError> {
         let span = span!(self, "redis_del", "DEL", key);
         self.session.delete(key).instrument(span).await

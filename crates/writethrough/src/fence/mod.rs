@@ -37,8 +37,6 @@ enum Check {
     Held {
         _row: Arc<OwnedRwLockReadGuard<EpochRow>>,
     },
-    /// Nobody: there is no epoch.
-    None,
 }
 
 /// What the engine keeps of a guard that it has handed out: with it the epoch is held in place, too.
@@ -49,7 +47,7 @@ impl Witness {
     pub(crate) fn guarded(&self) -> bool {
         match &self.0 {
             Check::Database(taken) => taken.load(Ordering::Acquire),
-            Check::Held { .. } | Check::None => true,
+            Check::Held { .. } => true,
         }
     }
 }
@@ -69,14 +67,6 @@ impl Guard {
         Self { epoch, check }
     }
 
-    /// The guard of a write in a mode without epochs.
-    pub(crate) fn none() -> Self {
-        Self {
-            epoch: Epoch(0),
-            check: Check::None,
-        }
-    }
-
     pub(crate) fn witness(&self) -> Witness {
         Witness(self.check.clone())
     }
@@ -92,26 +82,22 @@ impl Guard {
     pub(crate) fn to_check(&self) -> Option<i64> {
         match &self.check {
             Check::Database(_) => Some(i64::try_from(self.epoch.0).unwrap_or(i64::MAX)),
-            Check::Held { .. } | Check::None => None,
+            Check::Held { .. } => None,
         }
     }
 
-    /// The epoch that the write was announced in; 0 in textbook and off mode, which have none.
+    /// The epoch that the write was announced in.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// The epoch as the parameter of `writethrough.guard($1)`; none in textbook and off mode, where the
-    /// same statement then runs without a guard. A write that never asks for it counts as unguarded
-    /// ([`crate::Stats::unguarded_writes`]).
+    /// The epoch as the parameter of `writethrough.guard($1)`. A write that never asks for it counts as
+    /// unguarded ([`crate::Stats::unguarded_writes`]).
     #[must_use]
-    pub fn parameter(&self) -> Option<i64> {
-        if matches!(self.check, Check::None) {
-            return None;
-        }
+    pub fn parameter(&self) -> i64 {
         self.was_checked();
-        Some(i64::try_from(self.epoch.0).unwrap_or(i64::MAX))
+        i64::try_from(self.epoch.0).unwrap_or(i64::MAX)
     }
 }
 

@@ -8,8 +8,8 @@
 //! UPDATE items SET name = $3 FROM writethrough.guard($1) WHERE items.id = $2 RETURNING *
 //! ```
 //!
-//! In the modes without epochs (textbook, off) [`Guard::parameter`] is none, and the same statement runs
-//! without a guard.
+//! With `NULL` in the place of [`Guard::parameter`] the same statement runs without a guard: for writers
+//! without an epoch, while nobody caches.
 //!
 //! In a transaction of several statements, `SELECT writethrough.guard($1)` comes first. The
 //! function refuses to run above READ COMMITTED, where it could not see a newer epoch.

@@ -71,55 +71,57 @@ const SELECT_AFTER: &str = concat!(
     " FROM items WHERE (created_at, id) <= ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $1"
 );
 
-/// A writing statement in its two forms: with the guard of its epoch, and, for the modes that have no
-/// epochs, without. Both take the same parameters, so both are written once.
-struct Guarded {
-    with_guard: &'static str,
-    without: &'static str,
+/// A writing statement. Its first parameter is that of the guard, or null for a writer without an epoch.
+struct Statement {
+    text: &'static str,
     types: &'static [Type],
 }
 
-/// `$guard` stands where the statement names its sources.
-macro_rules! guarded {
-    ($types:expr; $($before:expr),+; guard; $($after:expr),+) => {
-        Guarded {
-            with_guard: concat!($($before,)+ "writethrough.guard($1)", $($after),+),
-            without: concat!($($before,)+ "(SELECT $1::bigint) AS no_guard", $($after),+),
-            types: $types,
-        }
-    };
-}
-
-const INSERT: Guarded = guarded!(
-    &[Type::INT8, Type::UUID, Type::TEXT, Type::TEXT, Type::NUMERIC];
-    "INSERT INTO items (id, name, description, price) SELECT $2, $3, $4, $5 FROM ";
-    guard;
-    " RETURNING ", columns!()
-);
+const INSERT: Statement = Statement {
+    text: concat!(
+        "INSERT INTO items (id, name, description, price) SELECT $2, $3, $4, $5 \
+         FROM writethrough.guard($1) RETURNING ",
+        columns!()
+    ),
+    types: &[
+        Type::INT8,
+        Type::UUID,
+        Type::TEXT,
+        Type::TEXT,
+        Type::NUMERIC,
+    ],
+};
 
 /// The second part tells "no such item" (no row) from "another version" (a row that is not `done`).
-const UPDATE: Guarded = guarded!(
-    &[Type::INT8, Type::UUID, Type::TEXT, Type::TEXT, Type::NUMERIC, Type::INT8_ARRAY, Type::BOOL];
-    "WITH changed AS (UPDATE items SET name = $3, description = $4, price = $5, \
-     updated_at = greatest(now(), items.updated_at), version = items.version + 1 FROM ";
-    guard;
-    " WHERE items.id = $2 \
-     AND ($6::bigint[] IS NULL OR (items.version = ANY ($6)) = $7::boolean) RETURNING ",
-    columns!(),
-    ") SELECT ", "items.*, true AS done FROM changed AS items UNION ALL SELECT ",
-    columns!(),
-    ", false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)"
-);
+const UPDATE: Statement = Statement {
+    text: concat!(
+        "WITH changed AS (UPDATE items SET name = $3, description = $4, price = $5, \
+         updated_at = greatest(now(), items.updated_at), version = items.version + 1 \
+         FROM writethrough.guard($1) WHERE items.id = $2 \
+         AND ($6::bigint[] IS NULL OR (items.version = ANY ($6)) = $7::boolean) RETURNING ",
+        columns!(),
+        ") SELECT items.*, true AS done FROM changed AS items UNION ALL SELECT ",
+        columns!(),
+        ", false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)"
+    ),
+    types: &[
+        Type::INT8,
+        Type::UUID,
+        Type::TEXT,
+        Type::TEXT,
+        Type::NUMERIC,
+        Type::INT8_ARRAY,
+        Type::BOOL,
+    ],
+};
 
-const DELETE: Guarded = guarded!(
-    &[Type::INT8, Type::UUID, Type::INT8_ARRAY, Type::BOOL];
-    "WITH changed AS (DELETE FROM items USING ";
-    guard;
-    " WHERE items.id = $2 \
-     AND ($3::bigint[] IS NULL OR (items.version = ANY ($3)) = $4::boolean) \
-     RETURNING items.id) SELECT true AS done FROM changed UNION ALL \
-     SELECT false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)"
-);
+const DELETE: Statement = Statement {
+    text: "WITH changed AS (DELETE FROM items USING writethrough.guard($1) WHERE items.id = $2 \
+           AND ($3::bigint[] IS NULL OR (items.version = ANY ($3)) = $4::boolean) \
+           RETURNING items.id) SELECT true AS done FROM changed UNION ALL \
+           SELECT false AS done FROM items WHERE id = $2 AND NOT EXISTS (SELECT FROM changed)",
+    types: &[Type::INT8, Type::UUID, Type::INT8_ARRAY, Type::BOOL],
+};
 
 /// Items in Postgres.
 pub struct PostgresStore {
@@ -308,17 +310,12 @@ impl PostgresStore {
 
     async fn write(
         &self,
-        guard: &Guard,
         id: ItemId,
-        statement: &Guarded,
+        statement: &Statement,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> WriteResult<Vec<Row>> {
-        let text = if guard.epoch().0 == 0 {
-            statement.without
-        } else {
-            statement.with_guard
-        };
-        self.query(Purpose::Write(id), text, statement.types, parameters)
+        let Statement { text, types } = statement;
+        self.query(Purpose::Write(id), text, types, parameters)
             .await
             .map_err(|failure| match failure {
                 Failure::Fenced => OpError::Fenced,
@@ -401,6 +398,11 @@ fn written<T>(result: Result<T, StoreError>) -> WriteResult<T> {
     result.map_err(|error| OpError::Unknown(error.into()))
 }
 
+/// The parameter of the guard; null without an epoch.
+fn parameter(guard: Option<&Guard>) -> Option<i64> {
+    guard.map(Guard::parameter)
+}
+
 /// The versions that a condition names, and whether the item's must be among them.
 fn versions(condition: Condition) -> (Option<Vec<i64>>, bool) {
     match condition {
@@ -456,15 +458,14 @@ impl ItemStore for PostgresStore {
         }
     }
 
-    async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
+    async fn insert(&self, guard: Option<Guard>, new: NewItem) -> WriteResult<Item> {
         let NewItem { id, fields } = new;
         let rows = self
             .write(
-                &guard,
                 id,
                 &INSERT,
                 &[
-                    &guard.parameter(),
+                    &parameter(guard.as_ref()),
                     &id.uuid(),
                     &fields.name,
                     &fields.description,
@@ -481,7 +482,7 @@ impl ItemStore for PostgresStore {
 
     async fn update(
         &self,
-        guard: Guard,
+        guard: Option<Guard>,
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
@@ -490,11 +491,10 @@ impl ItemStore for PostgresStore {
         let (versions, among) = versions(condition);
         let rows = self
             .write(
-                &guard,
                 id,
                 &UPDATE,
                 &[
-                    &guard.parameter(),
+                    &parameter(guard.as_ref()),
                     &id.uuid(),
                     &fields.name,
                     &fields.description,
@@ -514,12 +514,17 @@ impl ItemStore for PostgresStore {
         }
     }
 
-    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()> {
+    async fn delete(
+        &self,
+        guard: Option<Guard>,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<()> {
         let unconditional = condition == Condition::None;
         let (versions, among) = versions(condition);
         let parameters: &[&(dyn ToSql + Sync)] =
-            &[&guard.parameter(), &id.uuid(), &versions, &among];
-        let rows = self.write(&guard, id, &DELETE, parameters).await?;
+            &[&parameter(guard.as_ref()), &id.uuid(), &versions, &among];
+        let rows = self.write(id, &DELETE, parameters).await?;
         let Some(row) = rows.first() else {
             return Err(OpError::Rejected(Refusal::Missing));
         };

@@ -303,7 +303,7 @@ impl SqliteStore {
     /// Runs one writing statement. The guard goes along to the writer and is held until the commit.
     async fn write<T: Send + 'static>(
         &self,
-        guard: Guard,
+        guard: Option<Guard>,
         work: impl FnOnce(&Connection) -> WriteResult<T> + Send + 'static,
     ) -> WriteResult<T> {
         let (answer, answered) = oneshot::channel();
@@ -594,7 +594,7 @@ impl ItemStore for SqliteStore {
         Ok(Page::from_rows(items, &request))
     }
 
-    async fn insert(&self, guard: Guard, new: NewItem) -> WriteResult<Item> {
+    async fn insert(&self, guard: Option<Guard>, new: NewItem) -> WriteResult<Item> {
         self.write(guard, move |connection| {
             let NewItem { id, fields } = new;
             store(connection, INSERT, id, &fields)
@@ -604,7 +604,7 @@ impl ItemStore for SqliteStore {
 
     async fn update(
         &self,
-        guard: Guard,
+        guard: Option<Guard>,
         id: ItemId,
         fields: ItemFields,
         condition: Condition,
@@ -625,7 +625,12 @@ impl ItemStore for SqliteStore {
         .await
     }
 
-    async fn delete(&self, guard: Guard, id: ItemId, condition: Condition) -> WriteResult<()> {
+    async fn delete(
+        &self,
+        guard: Option<Guard>,
+        id: ItemId,
+        condition: Condition,
+    ) -> WriteResult<()> {
         self.write(guard, move |connection| {
             match version_of(connection, id).map_err(rejected)? {
                 None => return Err(OpError::Rejected(Refusal::Missing)),
@@ -694,9 +699,9 @@ mod tests {
     use super::*;
     use writethrough::{Fence, LocalFence};
 
-    async fn guard(fence: &LocalFence) -> Guard {
+    async fn guard(fence: &LocalFence) -> Option<Guard> {
         let epoch = fence.poll().await.unwrap().row.number;
-        fence.enter(epoch).await.unwrap()
+        Some(fence.enter(epoch).await.unwrap())
     }
 
     fn fields(name: &str) -> ItemFields {

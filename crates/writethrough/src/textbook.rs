@@ -1,0 +1,301 @@
+//! The pattern of the textbook, to be compared with and to be refuted: on a miss load, then `SET`; commit,
+//! then `SET` or `DEL`. It has no epoch, no intent and no lease, and nothing orders its steps.
+//!
+//! So it serves stale values, each for as long as its `ttl`: a slow load sets what a write has
+//! replaced meanwhile (the test below), two writers commit in one order and set in the other, a
+//! writer stops between commit and `SET`, and whatever a Redis has lost or found again is believed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use writethrough_protocol::read::Bypass;
+use writethrough_protocol::{KeyState, Payload};
+
+use crate::cache::observed::Observed;
+use crate::cache::{Cache, SessionWatch};
+use crate::error::CacheError;
+use crate::key::{Key, WriteSet};
+use crate::read::{Read, ReadOutcome};
+use crate::settings::Settings;
+use crate::stats::{Counters, Stats};
+use crate::value::CacheValue;
+use crate::write::Commit;
+
+/// A cache in front of a store by the pattern of the textbook. **Not** linearizable: use
+/// [`crate::WriteThrough`]. Single values are cached, pages are not.
+pub struct Textbook {
+    cache: Arc<dyn Cache>,
+    sessions: SessionWatch,
+    settings: Settings,
+    counters: Counters,
+}
+
+/// What a `GET` has found.
+enum Got<V> {
+    Hit(Option<V>),
+    Miss,
+    Failed,
+}
+
+impl Textbook {
+    /// Puts the pattern on a cache. Of the settings it uses the lifetimes and the longest value.
+    #[must_use]
+    pub fn new(settings: Settings, cache: Arc<dyn Cache>) -> Self {
+        Self {
+            sessions: cache.sessions(),
+            cache,
+            settings,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Reads one value: `GET`; on a miss `load`, then `SET`. The value may be stale.
+    ///
+    /// # Errors
+    ///
+    /// The error of `load`. A cache that fails is never an error.
+    pub async fn read<V, E, F>(&self, key: &Key, load: impl FnOnce() -> F) -> Result<Read<V>, E>
+    where
+        V: CacheValue,
+        F: Future<Output = Result<Option<V>, E>>,
+    {
+        let Some(session) = self.session() else {
+            return self
+                .bypass(Bypass::NotConnected, Duration::ZERO, load)
+                .await;
+        };
+        let started = Instant::now();
+        let got = self.get(&session, key).await;
+        let cache_time = started.elapsed();
+        match got {
+            Got::Failed => self.bypass(Bypass::CacheError, cache_time, load).await,
+            Got::Hit(value) => {
+                self.counters.hits.add(1);
+                let outcome = ReadOutcome::Hit;
+                Ok(Read {
+                    value,
+                    outcome,
+                    cache_time,
+                })
+            }
+            Got::Miss => {
+                let value = load().await?;
+                self.counters.misses.add(1);
+                let started = Instant::now();
+                // Whatever has been written since the load looked at the store is overwritten here.
+                let outcome = match self.set(&session, key, value.as_ref()).await {
+                    true => ReadOutcome::Filled,
+                    false => ReadOutcome::Unfilled,
+                };
+                let cache_time = cache_time + started.elapsed();
+                Ok(Read {
+                    value,
+                    outcome,
+                    cache_time,
+                })
+            }
+        }
+    }
+
+    /// Reads one page of a collection, always from the store: nothing tells which pages a write changes.
+    ///
+    /// # Errors
+    ///
+    /// The error of `load`.
+    pub async fn read_page<V, E, F>(&self, load: impl FnOnce() -> F) -> Result<Read<V>, E>
+    where
+        F: Future<Output = Result<V, E>>,
+    {
+        let load = || async { load().await.map(Some) };
+        self.bypass(Bypass::Epoch, Duration::ZERO, load).await
+    }
+
+    /// Writes: runs `op`, which commits, then does `SET` for each key of `set` that has a value, and
+    /// `DEL` for the others. Returns the output and the time spent in the cache. What fails in the cache
+    /// fails silently, and so does everything after this future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The error of `op`.
+    pub async fn write<T, E>(
+        &self,
+        set: &WriteSet,
+        op: impl Future<Output = Result<Commit<T>, E>>,
+    ) -> Result<(T, Duration), E> {
+        let mut commit = op.await?;
+        let started = Instant::now();
+        if let Some(session) = self.session() {
+            for key in &set.keys {
+                // Between the commit and here anybody may read the old value, or set another one.
+                let value = commit.values.remove(key);
+                let stored = match value.and_then(|value| value.payload) {
+                    Some(payload) => self.store(&session, key, payload).await,
+                    None => false,
+                };
+                if !stored {
+                    self.done(session.delete(key.as_str()).await);
+                }
+            }
+        }
+        self.counters.writes.add(1);
+        Ok((commit.output, started.elapsed()))
+    }
+
+    async fn get<V: CacheValue>(&self, session: &Observed, key: &Key) -> Got<V> {
+        match session.get(key.as_str()).await {
+            Ok(KeyState::Value(payload)) => match payload.map(V::decode).transpose() {
+                Ok(value) => Got::Hit(value),
+                Err(_) => {
+                    self.counters.decode_errors.add(1);
+                    Got::Miss
+                }
+            },
+            Ok(_) => Got::Miss,
+            Err(error) => {
+                self.done(Err(error));
+                Got::Failed
+            }
+        }
+    }
+
+    async fn set<V: CacheValue>(&self, session: &Observed, key: &Key, value: Option<&V>) -> bool {
+        if !value.is_none_or(V::may_be_cached) {
+            self.counters.declined.add(1);
+            return false;
+        }
+        self.store(session, key, value.map(V::encode)).await
+    }
+
+    /// Stores what is not too long. Returns whether the cache took it.
+    async fn store(&self, session: &Observed, key: &Key, payload: Payload) -> bool {
+        let ttl = match &payload {
+            Some(bytes) if bytes.len() > self.settings.max_value_bytes => {
+                self.counters.oversized.add(1);
+                return false;
+            }
+            Some(_) => self.settings.ttl,
+            None => self.settings.negative_ttl,
+        };
+        self.done(session.set(key.as_str(), payload, ttl).await)
+    }
+
+    /// Whether a command has succeeded; counts it when not.
+    fn done(&self, result: Result<(), CacheError>) -> bool {
+        if let Err(error) = &result {
+            self.counters.cache_errors.add(1);
+            tracing::debug!("a command of the textbook failed: {error}");
+        }
+        result.is_ok()
+    }
+
+    async fn bypass<V, E, F>(
+        &self,
+        reason: Bypass,
+        cache_time: Duration,
+        load: impl FnOnce() -> F,
+    ) -> Result<Read<V>, E>
+    where
+        F: Future<Output = Result<Option<V>, E>>,
+    {
+        let value = load().await?;
+        self.counters.bypasses[reason.index()].add(1);
+        let outcome = ReadOutcome::Bypassed(reason);
+        Ok(Read {
+            value,
+            outcome,
+            cache_time,
+        })
+    }
+
+    fn session(&self) -> Option<Observed> {
+        let session = self.sessions.borrow().clone()?;
+        Some(Observed::new(session, None))
+    }
+
+    /// What was counted. The members that only the protocol has stay zero.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.counters.snapshot(0, 0)
+    }
+
+    /// Counts the values of an entity in the cache; `None` when it cannot be asked.
+    pub async fn cached_values(&self, entity: &str) -> Option<u64> {
+        let session = self.sessions.borrow().clone()?;
+        session.count(&format!("{entity}:*")).await.ok()
+    }
+
+    /// Removes the values of an entity from the cache. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`] when the cache cannot be reached.
+    pub async fn clear(&self, entity: &str) -> Result<u64, CacheError> {
+        let none = || CacheError::Connection("there is no cache now".into());
+        let session = self.sessions.borrow().clone().ok_or_else(none)?;
+        session.clear(&format!("{entity}:*")).await
+    }
+
+    /// Lets go of the cache.
+    pub fn close(&self) {
+        self.cache.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::cache::MemoryCache;
+    use crate::value::Json;
+
+    /// A load reads the old value and is held up; a write commits and sets the new one; then the load
+    /// ends, and its `SET` puts the old value over the new one.
+    #[tokio::test]
+    async fn a_slow_load_leaves_a_stale_value_behind() {
+        let cache = Arc::new(MemoryCache::new(1 << 20));
+        let textbook = Arc::new(Textbook::new(Settings::default(), cache));
+        let table = Arc::new(Mutex::new("old"));
+        let key = Key::new("row", "a");
+
+        let (looked, has_looked) = oneshot::channel();
+        let (go_on, may_go_on) = oneshot::channel();
+        let slow = {
+            let (textbook, table, key) = (textbook.clone(), table.clone(), key.clone());
+            tokio::spawn(async move {
+                let load = || async {
+                    let value = table.lock().unwrap().to_owned();
+                    looked.send(()).unwrap();
+                    may_go_on.await.unwrap();
+                    Ok::<_, Infallible>(Some(Json(value)))
+                };
+                textbook.read(&key, load).await.unwrap().outcome
+            })
+        };
+        has_looked.await.unwrap();
+        let write = async {
+            *table.lock().unwrap() = "new";
+            let commit = Commit::new(()).cache(&key, &Json("new".to_owned()));
+            Ok::<_, Infallible>(commit)
+        };
+        let set = WriteSet::new().key(key.clone());
+        textbook.write(&set, write).await.unwrap();
+        go_on.send(()).unwrap();
+        assert_eq!(slow.await.unwrap(), ReadOutcome::Filled);
+
+        let load = async || panic!("it is a hit");
+        let read = textbook
+            .read::<Json<String>, Infallible, _>(&key, load)
+            .await;
+        let read = read.unwrap();
+        assert_eq!(read.outcome, ReadOutcome::Hit);
+        assert_eq!(read.value, Some(Json("old".to_owned())), "stale");
+        assert_eq!(*table.lock().unwrap(), "new");
+        let stats = textbook.stats();
+        assert_eq!((stats.hits, stats.misses, stats.writes), (1, 1, 1));
+    }
+}
