@@ -174,7 +174,8 @@ impl From<ReadError<StoreError>> for ItemsError {
         let failure = match error {
             ReadError::Load(error) => return Self::Store(error),
             ReadError::Overloaded => StoreFailure::Overloaded,
-            ReadError::TimedOut | ReadError::SharedLoadFailed => StoreFailure::Unavailable,
+            // Timed out, a shared load failed, or whatever else may be tried again.
+            _ => StoreFailure::Unavailable,
         };
         Self::Store(StoreError::new(failure, error.to_string()))
     }

@@ -88,7 +88,7 @@ impl Announced {
             .iter()
             .map(|(name, _)| name.clone())
             .collect();
-        let session = announced.twice(engine, Step::Begin(&names)).await?;
+        let session = announced.retry_once(engine, Step::Begin(&names)).await?;
         engine.counters.intents.add(names.len() as u64);
         announced.begun_again = !session.is_same(&announced.session);
         announced.session = session;
@@ -124,7 +124,7 @@ impl Announced {
                 }
             })
             .collect();
-        self.twice(engine, Step::End(&ends)).await.map(drop)
+        self.retry_once(engine, Step::End(&ends)).await.map(drop)
     }
 
     /// Takes the intents of a write without effect away. If that fails they lapse.
@@ -147,7 +147,7 @@ impl Announced {
     /// connection, or on its successor if that is to the same server. A try that got no answer while
     /// this process was late itself says nothing about the cache and does not count. Returns the
     /// session on which it succeeded.
-    async fn twice(&self, engine: &Engine, step: Step<'_>) -> Result<Observed, CacheError> {
+    async fn retry_once(&self, engine: &Engine, step: Step<'_>) -> Result<Observed, CacheError> {
         let mut session = self.session.clone();
         let mut failed = 0;
         for _ in 0..MAX_TRIES {

@@ -18,9 +18,9 @@ use crate::clock;
 use crate::error::{CacheError, FenceError, StartError};
 use crate::fence::Fence;
 use crate::lateness::Lateness;
-use crate::loads::Loads;
 use crate::runtime;
 use crate::settings::Settings;
+use crate::single_flight::SingleFlight;
 use crate::stats::Counters;
 use crate::turns::Turns;
 
@@ -40,7 +40,7 @@ pub(crate) struct Engine {
     pub(crate) poll_now: Notify,
     /// One proposal at a time from this node.
     pub(crate) proposing: tokio::sync::Mutex<()>,
-    pub(crate) loads: Arc<Loads>,
+    pub(crate) loads: Arc<SingleFlight>,
     pub(crate) turns: Arc<Turns>,
     pub(crate) lateness: Arc<Lateness>,
     /// The last epoch that this node has proposed to end, and why.
@@ -114,7 +114,7 @@ impl Engine {
                 suffix: "".into(),
                 session: None,
             }),
-            loads: Arc::new(Loads::new(settings.max_loads)),
+            loads: Arc::new(SingleFlight::new(settings.max_loads)),
             turns: Arc::default(),
             lateness: Lateness::watch(),
             proposed: Mutex::default(),

@@ -11,6 +11,7 @@ use crate::settings::InvalidSettings;
 
 /// Why the engine could not be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StartError {
     /// The settings contradict what the protocol's safety rests on.
     #[error(transparent)]
@@ -70,6 +71,7 @@ impl NoConnection {
 
 /// How a read failed. Trying again later is always safe.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReadError<E> {
     /// The load failed: the caller's own error.
     #[error("the load failed: {0}")]

@@ -85,6 +85,7 @@
 //! background refresh, no cache of its own in front of Redis, no wall clock.
 
 #![forbid(unsafe_code)]
+#![warn(missing_debug_implementations)]
 
 mod announce;
 mod clock;
@@ -92,10 +93,10 @@ mod engine;
 mod error;
 mod key;
 mod lateness;
-mod loads;
 mod read;
 mod runtime;
 mod settings;
+mod single_flight;
 mod stats;
 mod supervisor;
 #[cfg(feature = "textbook")]

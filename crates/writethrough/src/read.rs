@@ -13,11 +13,12 @@ use writethrough_protocol::read::{
 use writethrough_protocol::{Epoch, Payload, ReadPermit, Token};
 
 use crate::cache::observed::Observed;
+use crate::cache::{FillLease, Filled};
 use crate::clock;
 use crate::engine::{Engine, new_token};
 use crate::error::ReadError;
 use crate::key::{Collection, Key};
-use crate::loads::{Follower, Leader, Role, Shared, Turn};
+use crate::single_flight::{Follower, Leader, Role, Shared, Turn};
 use crate::value::{CacheValue, DecodeError};
 
 /// Longest pause between two looks at another process's lease.
@@ -188,8 +189,8 @@ impl Fill {
             tokio::time::sleep(engine.settings.fill_lease / 3).await;
             let lease = engine.settings.fill_lease;
             match self.session.renew_fill(key, *token, lease).await {
-                Ok(true) => engine.counters.renewed_leases.add(1),
-                Ok(false) => return,
+                Ok(FillLease::Held) => engine.counters.renewed_leases.add(1),
+                Ok(FillLease::Lost) => return,
                 Err(error) => engine.cache_failed("renewing a fill lease", &error),
             }
         }
@@ -245,8 +246,8 @@ impl Fill {
         // Filled, replaced by somebody else, or left to lapse: there is no lease to break now.
         self.lease = None;
         match result {
-            Ok(true) => true,
-            Ok(false) => {
+            Ok(Filled::Stored) => true,
+            Ok(Filled::Refused) => {
                 engine.counters.refused_fills.add(1);
                 false
             }

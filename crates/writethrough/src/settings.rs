@@ -97,6 +97,7 @@ const MAX_WRITERS: usize = 1024;
 /// A setting that would break the protocol's bounds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{field}` is wrong: {remedy}")]
+#[non_exhaustive]
 pub struct InvalidSettings {
     /// The field of [`Settings`].
     pub field: &'static str,

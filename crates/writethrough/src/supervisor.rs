@@ -88,7 +88,7 @@ pub(crate) fn uses_cache(engine: &Engine) -> bool {
 async fn poll_epochs(engine: Arc<Engine>) {
     let mut ticks = tokio::time::interval(engine.settings.poll);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = None;
+    let mut last_logged = None;
     let mut read_only = false;
     let mut lost_at = Some(Instant::now());
     let mut last = Instant::now();
@@ -115,7 +115,7 @@ async fn poll_epochs(engine: Arc<Engine>) {
         }
         match polled {
             Ok(sighting) => {
-                if told.take().is_some() {
+                if last_logged.take().is_some() {
                     tracing::info!("the epoch row can be used again");
                 }
                 *engine.fence_error() = None;
@@ -130,15 +130,15 @@ async fn poll_epochs(engine: Arc<Engine>) {
                     }
                     (None, false) => {}
                 }
-                act(&engine, &sighting, lost_at).await;
+                reconcile(&engine, &sighting, lost_at).await;
             }
             Err(error) => {
                 *engine.fence_error() = Some(error.clone());
-                if told.as_ref() != Some(&error) {
+                if last_logged.as_ref() != Some(&error) {
                     tracing::warn!("the epoch row cannot be used: {error}");
                     // Writes that wait for an epoch must not wait for one that is not to come.
                     engine.change(|_| {});
-                    told = Some(error);
+                    last_logged = Some(error);
                 }
             }
         }
@@ -149,7 +149,7 @@ async fn poll(engine: &Engine) -> Result<Sighting, FenceError> {
     // Taken before the row is read: the lease counts from here.
     let started = clock::now();
     let sighting = bounded(engine.settings.poll_timeout, engine.fence.poll()).await?;
-    saw(engine, &sighting, Some(started));
+    observe(engine, &sighting, Some(started));
     Ok(sighting)
 }
 
@@ -162,7 +162,11 @@ async fn bounded<T>(
         .unwrap_or_else(|_| Err(FenceError::Away(format!("no reply in {bound:?}"))))
 }
 
-fn saw(engine: &Engine, sighting: &Sighting, started: Option<writethrough_protocol::Monotonic>) {
+fn observe(
+    engine: &Engine,
+    sighting: &Sighting,
+    started: Option<writethrough_protocol::Monotonic>,
+) {
     let (changed, before, astray) = engine.change(|view| {
         let before = view.node.astray();
         let changed = view.node.saw(sighting, started, clock::now());
@@ -223,7 +227,7 @@ fn meet(engine: &Engine, server: &ServerId) {
 }
 
 /// Does what the node's state asks for after a poll.
-async fn act(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>) {
+async fn reconcile(engine: &Arc<Engine>, sighting: &Sighting, lost_at: Option<Instant>) {
     let now = clock::now();
     let (settle, proposal) = {
         let node = &engine.view().node;
@@ -312,22 +316,22 @@ async fn changing<T>(
 }
 
 fn changes_refused(engine: &Engine, refused: Option<FenceError>) {
-    let mut told = engine
+    let mut last_logged = engine
         .refused_change
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
-    if *told != refused {
+    if *last_logged != refused {
         match &refused {
             Some(error) => tracing::warn!("this node cannot change the epoch row: {error}"),
             None => tracing::info!("this node can change the epoch row again"),
         }
-        *told = refused;
+        *last_logged = refused;
     }
 }
 
 async fn propose(engine: &Engine, proposal: &Proposal) -> Result<(), FenceError> {
     let sighting = changing(engine, engine.fence.propose(proposal)).await?;
-    saw(engine, &sighting, None);
+    observe(engine, &sighting, None);
     // The answer to a proposal gives no lease; the poll that it asks for does.
     engine.poll_now.notify_one();
     Ok(())
@@ -335,7 +339,7 @@ async fn propose(engine: &Engine, proposal: &Proposal) -> Result<(), FenceError>
 
 /// Sees to it that `epoch` is over, for a writer that could not announce or end its write in it.
 /// Returns false when that could not be done by `deadline`.
-pub(crate) async fn leave(
+pub(crate) async fn end_epoch(
     engine: &Engine,
     epoch: Epoch,
     reason: String,

@@ -5,6 +5,7 @@
 //! replaced meanwhile (the test below), two writers commit in one order and set in the other, a
 //! writer stops between commit and `SET`, and whatever a Redis has lost or found again is believed.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,12 @@ enum Got<V> {
     Hit(Option<V>),
     Miss,
     Failed,
+}
+
+impl fmt::Debug for Textbook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Textbook").finish_non_exhaustive()
+    }
 }
 
 impl Textbook {

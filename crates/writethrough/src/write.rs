@@ -73,6 +73,7 @@ impl<T> Commit<T> {
 
 /// An acknowledged write.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Written<T> {
     /// The operation's output.
     pub output: T,
@@ -193,7 +194,7 @@ impl Engine {
                 // keeps it so until it has committed.
                 Permit::Cached(epoch, ..) | Permit::Leave(epoch) if let Some(name) = set.whole => {
                     let reason = format!("a write changes all of `{name}`");
-                    supervisor::leave(self, epoch, reason, deadline).await;
+                    supervisor::end_epoch(self, epoch, reason, deadline).await;
                     self.still_alive()?;
                     continue;
                 }
@@ -203,7 +204,7 @@ impl Engine {
                     // Others find out at the same time, not after each other.
                     turn = None;
                     let reason = supervisor::unconnected(self);
-                    supervisor::leave(self, epoch, reason, deadline).await;
+                    supervisor::end_epoch(self, epoch, reason, deadline).await;
                     self.still_alive()?;
                     continue;
                 }
@@ -227,7 +228,7 @@ impl Engine {
                             let why = why.unwrap_or_default();
                             let reason = format!("a write could not be announced: {why}");
                             turn = None;
-                            supervisor::leave(self, epoch, reason, deadline).await;
+                            supervisor::end_epoch(self, epoch, reason, deadline).await;
                             self.still_alive()?;
                             continue;
                         }
@@ -394,7 +395,7 @@ impl Engine {
     /// Ends `epoch` and waits until its successor is active: by then no node believes anything
     /// that `epoch` has left in the cache.
     async fn leave_and_settle(&self, epoch: Epoch, reason: String, deadline: Instant) -> bool {
-        if !supervisor::leave(self, epoch, reason, deadline).await {
+        if !supervisor::end_epoch(self, epoch, reason, deadline).await {
             return false;
         }
         let mut changed = self.changed.subscribe();

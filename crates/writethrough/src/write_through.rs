@@ -1,5 +1,6 @@
 //! The engine's public face.
 
+use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,6 +49,16 @@ impl Drop for Last {
             // Without a runtime there are no writes under way.
             Err(_) => engine.let_go(),
         }
+    }
+}
+
+impl fmt::Debug for WriteThrough {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { phase, epoch, .. } = self.status();
+        f.debug_struct("WriteThrough")
+            .field("phase", &phase)
+            .field("epoch", &epoch)
+            .finish_non_exhaustive()
     }
 }
 

@@ -4,6 +4,7 @@
 //! Postgres, because each in-process cache is a server of its own to the epoch; but then no node has
 //! a cache: they say so once, and go on without.)
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use uuid::Uuid;
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
-use super::{Cache, End, Session, SessionWatch};
+use super::{Cache, End, FillLease, Filled, Session, SessionWatch};
 use crate::error::CacheError;
 
 /// The ids of in-process caches begin like this.
@@ -244,6 +245,12 @@ impl MemoryCache {
     }
 }
 
+impl fmt::Debug for MemoryCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryCache").finish_non_exhaustive()
+    }
+}
+
 impl Cache for MemoryCache {
     fn sessions(&self) -> SessionWatch {
         self.sessions.subscribe()
@@ -302,10 +309,10 @@ impl Session for MemorySession {
         token: Token,
         payload: Payload,
         ttl: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<Filled, CacheError> {
         Ok(self.0.transit(key, ttl, |state, _| {
             let (next, filled) = state.fill(token, payload);
-            (filled.then_some(next), filled)
+            (filled.then_some(next), Filled::new(filled))
         }))
     }
 
@@ -314,17 +321,17 @@ impl Session for MemorySession {
         key: &str,
         token: Token,
         lease: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<FillLease, CacheError> {
         Ok(self.0.transit(key, lease, |state, _| {
             let (next, held) = state.renew_fill(token);
-            (held.then_some(next), held)
+            (held.then_some(next), FillLease::new(held))
         }))
     }
 
-    async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
+    async fn break_fill(&self, key: &str, token: Token) -> Result<FillLease, CacheError> {
         Ok(self.0.transit(key, Duration::ZERO, |state, _| {
-            let (next, broken) = state.break_fill(token);
-            (broken.then_some(next), broken)
+            let (next, held) = state.break_fill(token);
+            (held.then_some(next), FillLease::new(held))
         }))
     }
 
@@ -372,7 +379,7 @@ impl Session for MemorySession {
         token: Token,
         bytes: Bytes,
         ttl: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<Filled, CacheError> {
         let _atomic = self.0.lock(collection);
         let state = self.0.state(collection);
         let leased = matches!(state, KeyState::FillLease(_));
@@ -388,10 +395,10 @@ impl Session for MemorySession {
             };
             self.0.put(page, stamped.encode(), expires_ms);
         }
-        Ok(filled)
+        Ok(Filled::new(filled))
     }
 
-    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError> {
+    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError> {
         let _atomic = self.0.lock(key);
         let holds = self
             .0
@@ -401,7 +408,10 @@ impl Session for MemorySession {
                 Some(b'P') => Page::decode(stored).is_ok_and(|page| page.bytes == *bytes),
                 _ => false,
             });
-        Ok(holds && self.0.entries.remove(key).is_some())
+        if holds {
+            self.0.entries.remove(key);
+        }
+        Ok(())
     }
 
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError> {

@@ -38,6 +38,36 @@ pub trait Cache: Send + Sync + 'static {
     fn close(&self);
 }
 
+/// What has become of what a load wanted to store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// It is stored.
+    Stored,
+    /// A write, a clearing or the time came between: the cache is as it was.
+    Refused,
+}
+
+/// Whether a token still held the fill lease of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FillLease {
+    /// It did, and what was asked for is done.
+    Held,
+    /// The lease had lapsed, or something else has taken its place: nothing is done.
+    Lost,
+}
+
+impl Filled {
+    fn new(stored: bool) -> Self {
+        if stored { Self::Stored } else { Self::Refused }
+    }
+}
+
+impl FillLease {
+    fn new(held: bool) -> Self {
+        if held { Self::Held } else { Self::Lost }
+    }
+}
+
 /// How one write ends in one key.
 #[derive(Debug, Clone)]
 pub struct End {
@@ -85,7 +115,7 @@ pub trait Session: Send + Sync + 'static {
         token: Token,
         payload: Payload,
         ttl: Duration,
-    ) -> Result<bool, CacheError>;
+    ) -> Result<Filled, CacheError>;
 
     /// [`KeyState::renew_fill`]; while the lease is there it lasts for `lease` from now on.
     async fn renew_fill(
@@ -93,10 +123,10 @@ pub trait Session: Send + Sync + 'static {
         key: &str,
         token: Token,
         lease: Duration,
-    ) -> Result<bool, CacheError>;
+    ) -> Result<FillLease, CacheError>;
 
     /// [`KeyState::break_fill`].
-    async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError>;
+    async fn break_fill(&self, key: &str, token: Token) -> Result<FillLease, CacheError>;
 
     /// [`KeyState::begin`] on every key, each intent lasting `lifetime`.
     async fn begin(
@@ -125,10 +155,10 @@ pub trait Session: Send + Sync + 'static {
         token: Token,
         bytes: Bytes,
         ttl: Duration,
-    ) -> Result<bool, CacheError>;
+    ) -> Result<Filled, CacheError>;
 
-    /// Removes a value or a page if it still holds these bytes. Tells whether it did.
-    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError>;
+    /// Removes a value or a page if it still holds these bytes.
+    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError>;
 
     /// Stores a value unconditionally, as the textbook does: outside of the protocol.
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError>;

@@ -12,7 +12,7 @@ use tracing::Instrument;
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{Acquire, Epoch, KeyState, Payload, ServerId, Token};
 
-use super::{End, Session};
+use super::{End, FillLease, Filled, Session};
 use crate::error::CacheError;
 
 /// A client span named after what the command does for the caller.
@@ -105,13 +105,17 @@ impl Observed {
         key: &str,
         token: Token,
         lease: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<FillLease, CacheError> {
         let span = span!(self, "redis_lease", "EVALSHA", key);
         let renewed = self.session.renew_fill(key, token, lease);
         renewed.instrument(span).await
     }
 
-    pub(crate) async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
+    pub(crate) async fn break_fill(
+        &self,
+        key: &str,
+        token: Token,
+    ) -> Result<FillLease, CacheError> {
         let span = span!(self, "redis_del", "EVALSHA", key);
         self.session.break_fill(key, token).instrument(span).await
     }
@@ -122,7 +126,7 @@ impl Observed {
         token: Token,
         payload: Payload,
         ttl: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<Filled, CacheError> {
         let span = span!(self, "redis_set", "EVALSHA", key);
         let filled = self.session.fill(key, token, payload, ttl);
         filled.instrument(span).await
@@ -135,13 +139,13 @@ impl Observed {
         token: Token,
         bytes: Bytes,
         ttl: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<Filled, CacheError> {
         let span = span!(self, "redis_set", "EVALSHA", page);
         let filled = self.session.fill_page(collection, page, token, bytes, ttl);
         filled.instrument(span).await
     }
 
-    pub(crate) async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError> {
+    pub(crate) async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError> {
         let span = span!(self, "redis_del", "EVALSHA", key);
         self.session.discard(key, bytes).instrument(span).await
     }

@@ -38,7 +38,7 @@ use uuid::Uuid;
 use writethrough_protocol::page::Page;
 use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
-use super::{Cache, End, Session, SessionWatch};
+use super::{Cache, End, FillLease, Filled, Session, SessionWatch};
 use crate::error::CacheError;
 use crate::lateness::Lateness;
 use crate::runtime::{self, NoRuntime};
@@ -94,6 +94,16 @@ pub struct RedisCertificates {
     /// The certificate by which the server knows this client (with those between it and its authority),
     /// and its key.
     pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for RedisCertificates {
+    /// Tells what there is, and nothing of it: there is a private key in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisCertificates")
+            .field("authorities", &self.authorities.is_some())
+            .field("client", &self.client.is_some())
+            .finish()
+    }
 }
 
 impl RedisCertificates {
@@ -176,6 +186,7 @@ pub struct InvalidRedisCertificates(&'static str);
 
 /// Why connecting could not even begin.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RedisConnectError {
     /// The URL is malformed.
     #[error(transparent)]
@@ -430,6 +441,12 @@ impl RedisCache {
             trouble,
             stop,
         })
+    }
+}
+
+impl fmt::Debug for RedisCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisCache").finish_non_exhaustive()
     }
 }
 
@@ -1346,11 +1363,11 @@ impl Session for RedisSession {
         token: Token,
         payload: Payload,
         ttl: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<Filled, CacheError> {
         let mut fill = evalsha(&self.scripts.fill, &[key]);
         let value = KeyState::encode_value(&payload);
         fill.arg(&token.encode()).arg(&value[..]).arg(millis(ttl));
-        Ok(self.script(Lane::Values, fill).await? == 1)
+        Ok(Filled::new(self.script(Lane::Values, fill).await? == 1))
     }
 
     async fn renew_fill(
@@ -1358,16 +1375,18 @@ impl Session for RedisSession {
         key: &str,
         token: Token,
         lease: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<FillLease, CacheError> {
         let mut renew_fill = evalsha(&self.scripts.renew_fill, &[key]);
         renew_fill.arg(&token.encode()).arg(millis(lease));
-        Ok(self.script(Lane::Control, renew_fill).await? == 1)
+        let held = self.script(Lane::Control, renew_fill).await? == 1;
+        Ok(FillLease::new(held))
     }
 
-    async fn break_fill(&self, key: &str, token: Token) -> Result<bool, CacheError> {
+    async fn break_fill(&self, key: &str, token: Token) -> Result<FillLease, CacheError> {
         let mut break_fill = evalsha(&self.scripts.break_fill, &[key]);
         break_fill.arg(&token.encode());
-        Ok(self.script(Lane::Values, break_fill).await? == 1)
+        let held = self.script(Lane::Values, break_fill).await? == 1;
+        Ok(FillLease::new(held))
     }
 
     async fn begin(
@@ -1427,7 +1446,7 @@ impl Session for RedisSession {
         token: Token,
         bytes: Bytes,
         ttl: Duration,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<Filled, CacheError> {
         let mut fill = evalsha(&self.scripts.fill_page, &[collection, page]);
         let encoded = Page {
             stamp: token,
@@ -1435,13 +1454,13 @@ impl Session for RedisSession {
         }
         .encode();
         fill.arg(&token.encode()).arg(&encoded[..]).arg(millis(ttl));
-        Ok(self.script(Lane::Values, fill).await? == 1)
+        Ok(Filled::new(self.script(Lane::Values, fill).await? == 1))
     }
 
-    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<bool, CacheError> {
+    async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError> {
         let mut discard = evalsha(&self.scripts.discard, &[key]);
         discard.arg(&bytes[..]);
-        Ok(self.script(Lane::Values, discard).await? == 1)
+        self.script(Lane::Values, discard).await.map(drop)
     }
 
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError> {

@@ -18,6 +18,7 @@ const PROPOSE_WAIT: Duration = Duration::from_millis(100);
 ///
 /// Its history is a random id, so that a restarted process never trusts what an earlier one left in a
 /// shared Redis.
+#[derive(Debug)]
 pub struct LocalFence {
     row: Arc<RwLock<EpochRow>>,
     trouble: Mutex<Option<Instant>>,

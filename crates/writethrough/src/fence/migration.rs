@@ -23,6 +23,7 @@ const PROMISE: &str = "_compatible_from_";
 
 /// The schema could not be installed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MigrateError {
     /// The database could not be asked.
     #[error("the schema could not be looked at")]

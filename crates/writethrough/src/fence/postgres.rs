@@ -14,6 +14,7 @@
 //! In a transaction of several statements, `SELECT writethrough.guard($1)` comes first. The
 //! function refuses to run above READ COMMITTED, where it could not see a newer epoch.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -109,6 +110,7 @@ pub fn is_stale_statement(error: &tokio_postgres::Error) -> bool {
 
 /// The database cannot guard writes.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum UnfitDatabase {
     /// A lock that one connection holds alone did not make another one wait.
     #[error(
@@ -199,6 +201,12 @@ pub fn is_missing(error: &tokio_postgres::Error) -> bool {
     error
         .code()
         .is_some_and(|code| code.code() == MISSING_SQLSTATE || gone.contains(code))
+}
+
+impl fmt::Debug for PostgresFence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresFence").finish_non_exhaustive()
+    }
 }
 
 impl PostgresFence {

@@ -58,6 +58,12 @@ pub struct Write<'a, C, X = ()> {
     context: X,
 }
 
+impl<C, X> std::fmt::Debug for Write<'_, C, X> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Write").finish_non_exhaustive()
+    }
+}
+
 impl<'a, C: Changes, X> Write<'a, C, X> {
     /// Gives the write what its operation needs. The operation may run more than once, so the library
     /// clones the context for each attempt.

@@ -70,7 +70,7 @@ struct Queue {
 }
 
 /// All loads under way.
-pub(crate) struct Loads {
+pub(crate) struct SingleFlight {
     leased: Mutex<HashMap<Name, watch::Receiver<State>>>,
     direct: Mutex<HashMap<String, Queue>>,
     permits: Semaphore,
@@ -91,7 +91,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Loads {
+impl SingleFlight {
     /// No loads; at most `limit` at once.
     pub(crate) fn new(limit: usize) -> Self {
         let limit = limit.min(Semaphore::MAX_PERMITS);
@@ -234,7 +234,7 @@ impl Drop for Waiting<'_> {
 
 /// The duty to say how a load ended. Dropped without a word, its followers look again.
 pub(crate) struct Leader {
-    loads: Arc<Loads>,
+    loads: Arc<SingleFlight>,
     name: Name,
     sender: watch::Sender<State>,
 }
@@ -271,7 +271,7 @@ impl Drop for Leader {
 
 /// The place of one load in the queue of its key.
 struct Place {
-    loads: Arc<Loads>,
+    loads: Arc<SingleFlight>,
     name: String,
     sender: watch::Sender<State>,
     forming: bool,
@@ -337,8 +337,8 @@ mod tests {
     use super::*;
     use bytes::Bytes;
 
-    fn loads() -> Arc<Loads> {
-        Arc::new(Loads::new(2))
+    fn loads() -> Arc<SingleFlight> {
+        Arc::new(SingleFlight::new(2))
     }
 
     fn soon() -> Instant {
