@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use support::{ApiClient, SAMPLE};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use writethrough_testbed::{Child, ChildSpec, Testbed};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_writethrough");
@@ -207,6 +208,26 @@ fn lab_up_again(folder: &Path) -> String {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.lines().count(), 1, "{said}");
     said
+}
+
+/// The command line of another version may ask for what this lab does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_known_is_answered() {
+    let testbed = Testbed::new().await.unwrap();
+    let lab = Lab::start(&testbed, &["--no-prometheus"]).await;
+    for request in [
+        "{\"dance\":\"redis\"}\n",
+        "{\"change\":[\"dance\",\"redis\"]}\n",
+    ] {
+        let control = lab.folder.join("control");
+        let mut stream = tokio::net::UnixStream::connect(control).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("another version"), "{answer}");
+    }
+    lab.run(&["down"]);
+    lab.gone().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

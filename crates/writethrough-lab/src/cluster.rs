@@ -257,7 +257,7 @@ impl Node {
             Ok(Err(ended)) => format!("{name} did not {what}: {ended}"),
             Err(error) => error.to_string(),
         };
-        let log = self.process.log_tail(20);
+        let log = self.process.log_tail(10);
         Err(Error::Misuse(format!("{failed}\n{log}")))
     }
 }

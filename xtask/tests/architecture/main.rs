@@ -68,10 +68,13 @@ struct Dependency {
     name: String,
     /// `dev`, `build` or, for what the crate itself is made of, nothing.
     kind: Option<String>,
+    /// Whether it comes with a feature only.
+    #[serde(default)]
+    optional: bool,
 }
 
-/// What `cargo metadata` says.
-fn built() -> BTreeMap<String, Needs> {
+/// The crates of this workspace, as `cargo metadata` tells them.
+fn packages() -> Vec<Package> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args([
@@ -86,7 +89,7 @@ fn built() -> BTreeMap<String, Needs> {
         .unwrap();
     assert!(output.status.success(), "{output:?}");
     let metadata: Metadata = serde_json::from_slice(&output.stdout).unwrap();
-    needs(&metadata.packages)
+    metadata.packages
 }
 
 fn needs(packages: &[Package]) -> BTreeMap<String, Needs> {
@@ -112,7 +115,7 @@ fn needs(packages: &[Package]) -> BTreeMap<String, Needs> {
 #[test]
 fn the_crates_depend_on_each_other_as_the_architecture_page_says() {
     let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let (mut built, mut drawn) = (built(), drawn(&page));
+    let (mut built, mut drawn) = (needs(&packages()), drawn(&page));
     // Only those that differ are shown.
     built.retain(|name, needs| drawn.get(name) != Some(needs) || drawn.remove(name).is_none());
     assert_eq!(built, drawn, "left: the manifests, right: ARCHITECTURE.md");
@@ -129,6 +132,7 @@ fn a_dependency_that_is_not_drawn_is_noticed() {
             .map(|(name, kind)| Dependency {
                 name: (*name).to_owned(),
                 kind: kind.map(str::to_owned),
+                optional: false,
             })
             .collect(),
     };
@@ -143,6 +147,36 @@ fn a_dependency_that_is_not_drawn_is_noticed() {
     for other in [&[("side", None)][..], &[("side", Some("build"))], &[]] {
         assert_ne!(with(other), drawn(page), "{other:?}");
     }
+}
+
+/// The crates of this workspace that `name` is linked from when all features are off.
+fn linked(packages: &[Package], name: &str) -> BTreeSet<String> {
+    let mut linked = BTreeSet::from([name.to_owned()]);
+    let package = packages.iter().find(|package| package.name == name);
+    for dependency in package
+        .into_iter()
+        .flat_map(|package| &package.dependencies)
+    {
+        let ours = packages
+            .iter()
+            .any(|package| package.name == dependency.name);
+        if ours && dependency.kind.is_none() && !dependency.optional {
+            linked.append(&mut self::linked(packages, &dependency.name));
+        }
+    }
+    linked
+}
+
+#[test]
+fn a_program_that_only_serves_links_neither_the_judge_nor_a_test_server() {
+    let expected = [
+        "writethrough",
+        "writethrough-cli",
+        "writethrough-protocol",
+        "writethrough-service",
+    ];
+    let linked = linked(&packages(), "writethrough-cli");
+    assert_eq!(linked, expected.map(str::to_owned).into());
 }
 
 #[test]
