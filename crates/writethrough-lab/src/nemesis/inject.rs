@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use writethrough_testbed::{Error, Redis, until};
 
-use super::{fault::Fault, schedule::Planned, stop::Stop};
+use super::{
+    fault::Fault,
+    schedule::{Planned, Told},
+    stop::Stop,
+};
 use crate::cluster::{Cluster, READY_BOUND};
 
 /// Pause between two flushes.
@@ -108,10 +112,8 @@ pub(super) async fn inject(
         }
         Fault::SplitRedis => {
             replica.promote().await?;
-            // One node is left behind, or all but one.
-            let most = planned.delay.as_millis().is_multiple_of(2);
             for (number, node) in cluster.nodes().iter().enumerate() {
-                if (number == planned.node) != most {
+                if (number == planned.node) == (planned.told == Told::First) {
                     node.redis()?.retarget(replica.addr());
                 }
             }

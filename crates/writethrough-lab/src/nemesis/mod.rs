@@ -28,7 +28,7 @@ use self::stop::Stop;
 pub use self::{
     audit::{AuditError, audit},
     fault::{Fault, Faults, Hold},
-    schedule::{AT_ONCE, LONGEST_PAUSE, Plan, Planned, Span, schedule},
+    schedule::{AT_ONCE, LONGEST_PAUSE, Plan, Planned, Span, Told, schedule},
 };
 use crate::cluster::Cluster;
 use writethrough_check::{history::FaultWindow, time::Clock};
