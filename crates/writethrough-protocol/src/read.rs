@@ -30,7 +30,8 @@ pub enum Bypass {
     SlowFill,
     /// The cache did not answer in time or answered with an error.
     CacheError,
-    /// The cached bytes are not a value of the expected type.
+    /// The cached bytes are not a value of the expected type, or what another read has loaded cannot be
+    /// shared, because its format cannot write it.
     Undecodable,
 }
 

@@ -26,8 +26,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row as PgRow};
+use writethrough::entity::Entity;
+use writethrough::format::AsBytes;
 use writethrough::{
-    Cache, Commit, Fence, Guard, Key, LocalFence, MemoryCache, OpError, Phase, PostgresFence,
+    Cache, Commit, Fence, Guard, LocalFence, MemoryCache, OpError, Phase, PostgresFence,
     ReadOutcome, RedisCache, RedisSettings, Settings, WriteSet, postgres,
 };
 use writethrough_service::config::{CacheBackend, Config, Database};
@@ -116,6 +118,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
 }
+
+const ROW: Entity<i64, Bytes, AsBytes> = Entity::new("row");
 
 /// The table of bare clients and engines.
 #[derive(Clone)]
@@ -219,15 +223,13 @@ impl Ground {
     }
 
     async fn read(&self, engine: &Engine, id: i64) -> Result<ReadOutcome, Failure> {
-        let read = engine
-            .read(&Key::new("row", id), || self.select(id))
-            .await?;
+        let read = engine.read(&ROW.key(id), || self.select(id)).await?;
         Ok(read.outcome)
     }
 
     async fn write(&self, engine: &Engine, id: i64) -> Result<(), Failure> {
-        let (ground, key) = (self.clone(), Key::new("row", id));
-        let set = WriteSet::new().key(key.clone());
+        let (ground, key) = (self.clone(), ROW.key(id));
+        let set = WriteSet::new().key(&key);
         let written = engine.write(set, move |guard: Option<Guard>| {
             let (ground, key) = (ground.clone(), key.clone());
             async move {

@@ -10,10 +10,12 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 use writethrough::cache::SessionWatch;
+use writethrough::entity::{Cleared, CollectionKey, Entity, Key};
+use writethrough::format::Format;
 use writethrough::{
-    Bypass, Cache, CacheError, CacheValue, Collection, Commit, Fence, Guard, Indeterminate, Key,
-    OpError, Read, ReadError, ReadOutcome, Settings, SlowLoads, StartError, Stats, Status,
-    Textbook, Unavailable, WriteError, WriteSet, WriteThrough,
+    Bypass, Cache, CacheError, Commit, Fence, Guard, Indeterminate, OpError, Read, ReadError,
+    ReadOutcome, Settings, SlowLoads, StartError, Stats, Status, Textbook, Unavailable, WriteError,
+    WriteSet, WriteThrough,
 };
 
 /// How long after a slow load the store still counts as slow.
@@ -118,11 +120,15 @@ impl Engine {
     /// # Errors
     ///
     /// As for [`WriteThrough::read`].
-    pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, ReadError<E>>
+    pub async fn read<V, F, E, L, Fut>(
+        &self,
+        key: &Key<V, F>,
+        load: L,
+    ) -> Result<Read<V>, ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<Option<V>, E>> + Send,
+        F: Format<V>,
+        L: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<Option<V>, E>> + Send,
     {
         match self {
             Self::Strict(engine) => engine.read(key, load).await,
@@ -136,16 +142,16 @@ impl Engine {
     /// # Errors
     ///
     /// As for [`WriteThrough::read`].
-    pub async fn read_page<V, E, L, F>(
+    pub async fn read_page<V, F, E, L, Fut>(
         &self,
-        collection: &Collection,
+        collection: &CollectionKey<V, F>,
         query: &str,
         load: L,
     ) -> Result<Read<V>, ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<V, E>> + Send,
+        F: Format<V>,
+        L: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<V, E>> + Send,
     {
         match self {
             Self::Strict(engine) => engine.read_page(collection, query, load).await,
@@ -192,21 +198,21 @@ impl Engine {
         }
     }
 
-    /// Empties the cache of an entity and of a collection. Returns how many keys were removed.
+    /// Empties the cache of an entity or of a collection. Returns how many keys were removed.
     ///
     /// # Errors
     ///
     /// [`CacheError`] when the cache cannot be reached.
-    pub async fn clear(&self, entity: &str, collection: &Collection) -> Result<u64, CacheError> {
+    pub async fn clear(&self, cleared: &(impl Cleared + Sync)) -> Result<u64, CacheError> {
         match self {
-            Self::Strict(engine) => engine.clear(entity, Some(collection)).await,
-            Self::Textbook(textbook, _) => textbook.clear(entity).await,
+            Self::Strict(engine) => engine.clear(cleared).await,
+            Self::Textbook(textbook, _) => textbook.clear(cleared).await,
             Self::Off(_) => Ok(0),
         }
     }
 
     /// Counts the values of an entity that reads may use; `None` when the cache cannot be asked.
-    pub async fn cached_values(&self, entity: &str) -> Option<u64> {
+    pub async fn cached_values<I: ?Sized, V, F>(&self, entity: &Entity<I, V, F>) -> Option<u64> {
         match self {
             Self::Strict(engine) => engine.cached_values(entity).await,
             Self::Textbook(textbook, _) => textbook.cached_values(entity).await,
@@ -423,9 +429,13 @@ mod tests {
     use std::convert::Infallible;
 
     use tokio::sync::oneshot;
-    use writethrough::{Json, LocalFence, MemoryCache};
+    use writethrough::entity::Collection;
+    use writethrough::{LocalFence, MemoryCache};
 
     use super::*;
+
+    const ROW: Entity<str, i64> = Entity::new("row");
+    const ROWS: Collection<(), i64> = Collection::new("rows");
 
     fn engine(consistency: Consistency, settings: Settings) -> Engine {
         let cache = Arc::new(MemoryCache::new(1 << 20));
@@ -433,14 +443,14 @@ mod tests {
     }
 
     async fn write(engine: &Engine, outcome: Result<i64, OpError<&'static str>>) -> Option<i64> {
-        let key = Key::new("row", "a");
+        let key = ROW.key("a");
         let mut outcome = Some(outcome);
         let op = move |guard: Option<Guard>| {
             assert!(guard.is_none());
             let (key, outcome) = (key.clone(), outcome.take().unwrap());
-            async move { outcome.map(|value| Commit::new(value).cache(&key, &Json(value))) }
+            async move { outcome.map(|value| Commit::new(value).cache(&key, &value)) }
         };
-        let set = WriteSet::new().key(Key::new("row", "a"));
+        let set = WriteSet::new().key(&ROW.key("a"));
         engine.write(set, op).await.ok().map(|(output, _)| output)
     }
 
@@ -456,24 +466,24 @@ mod tests {
             assert_eq!(write(&engine, Ok(5)).await, Some(5));
             assert_eq!(write(&engine, Err(OpError::Rejected("no"))).await, None);
             assert_eq!(write(&engine, Err(OpError::Unknown("gone"))).await, None);
-            let key = Key::new("row", "a");
-            let load = || async { Ok::<_, Infallible>(Some(Json(6))) };
+            let key = ROW.key("a");
+            let load = || async { Ok::<_, Infallible>(Some(6)) };
             let read = engine.read(&key, load).await.unwrap();
             let (found, outcome) = match consistency {
                 Consistency::Textbook => (5, ReadOutcome::Hit),
                 _ => (6, ReadOutcome::Bypassed(Bypass::Epoch)),
             };
-            assert_eq!((read.value, read.outcome), (Some(Json(found)), outcome));
+            assert_eq!((read.value, read.outcome), (Some(found), outcome));
 
             // A load within a load finds the only place taken.
-            let rows = Collection::new("rows");
+            let rows = ROWS.all();
             let load = || async {
-                let second = engine.read_page(&rows, "", async || Ok::<_, Infallible>(Json(2)));
+                let second = engine.read_page(&rows, "", async || Ok::<_, Infallible>(2));
                 assert!(matches!(second.await, Err(ReadError::Overloaded)));
-                Ok::<_, Infallible>(Json(1))
+                Ok::<_, Infallible>(1)
             };
             let page = engine.read_page(&rows, "", load).await.unwrap();
-            assert_eq!(page.value, Some(Json(1)));
+            assert_eq!(page.value, Some(1));
             let stats = engine.stats();
             assert_eq!((stats.writes, stats.indeterminate_writes), (1, 1));
             assert_eq!((stats.refused_reads, stats.loads_under_way), (1, 0));

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 use tracing::{Instrument, Span};
+use writethrough::entity::{Collection, Entity};
+use writethrough::format::AsBytes;
 use writethrough::{
-    CacheError, CacheValue, Collection, Commit, DecodeError, Guard, Indeterminate, Key, OpError,
-    ReadError, ReadOutcome, Unavailable, WriteError, WriteSet,
+    CacheError, CacheValue, Commit, DecodeError, Guard, Indeterminate, OpError, ReadError,
+    ReadOutcome, Unavailable, WriteError, WriteSet,
 };
 
 use crate::clearing::Clearing;
@@ -22,10 +24,10 @@ use crate::metrics::{Metrics, WriteKind};
 use crate::store::{Condition, ItemStore, Refusal, StoreError, StoreFailure};
 use crate::wire::{ItemBody, PageBody};
 
-/// The entity's name in the cache: keys are `item:<id>@<history>.<epoch>`.
-pub(crate) const ENTITY: &str = "item";
-/// The collection's name in the cache.
-pub(crate) const COLLECTION: &str = "items";
+/// Items in the cache: keys are `item:<id>@<history>.<epoch>`.
+pub(crate) const ITEM: Entity<ItemId, Document, AsBytes> = Entity::new("item");
+/// Lists of items in the cache.
+pub(crate) const ITEMS: Collection<(), Document, AsBytes> = Collection::new("items");
 const HEADER_BYTES: usize = 8;
 
 /// A JSON document ready to send, with a tag that tells its versions apart.
@@ -206,7 +208,6 @@ pub struct Items {
     engine: Engine,
     store: Arc<dyn ItemStore>,
     metrics: Arc<Metrics>,
-    collection: Collection,
     clearing: Clearing<Result<u64, CacheError>>,
 }
 
@@ -218,7 +219,6 @@ impl Items {
             engine,
             store,
             metrics,
-            collection: Collection::new(COLLECTION),
             clearing: Clearing::new(),
         }
     }
@@ -235,10 +235,6 @@ impl Items {
         self.store.as_ref()
     }
 
-    fn key(id: ItemId) -> Key {
-        Key::new(ENTITY, id)
-    }
-
     /// Reads an item.
     ///
     /// # Errors
@@ -251,7 +247,7 @@ impl Items {
             Ok::<_, StoreError>(item.as_ref().map(Document::of_item))
         };
         let started = Instant::now();
-        let read = self.engine.read(&Self::key(id), load).await?;
+        let read = self.engine.read(&ITEM.key(id), load).await?;
         self.metrics.read(read.outcome, started.elapsed());
         Ok(Fetched {
             document: read.value,
@@ -277,10 +273,7 @@ impl Items {
             Ok::<_, StoreError>(Document::of_page(&page))
         };
         let started = Instant::now();
-        let read = self
-            .engine
-            .read_page(&self.collection, &query, load)
-            .await?;
+        let read = self.engine.read_page(&ITEMS.all(), &query, load).await?;
         self.metrics.read(read.outcome, started.elapsed());
         Ok(Fetched {
             document: read.value,
@@ -300,7 +293,7 @@ impl Items {
         id: ItemId,
         fields: ItemFields,
     ) -> Result<Written<Document>, ItemsError> {
-        let key = Self::key(id);
+        let key = ITEM.key(id);
         self.write(WriteKind::Create, id, move |store, guard| {
             let (key, new) = (
                 key.clone(),
@@ -329,7 +322,7 @@ impl Items {
         fields: ItemFields,
         condition: Condition,
     ) -> Result<Written<Document>, ItemsError> {
-        let key = Self::key(id);
+        let key = ITEM.key(id);
         self.write(WriteKind::Update, id, move |store, guard| {
             let (key, fields, condition) = (key.clone(), fields.clone(), condition.clone());
             async move {
@@ -371,9 +364,7 @@ impl Items {
         F: Future<Output = Result<Commit<T>, OpError<Refusal>>> + Send + 'static,
     {
         let started = Instant::now();
-        let set = WriteSet::new()
-            .key(Self::key(id))
-            .collection(self.collection.clone());
+        let set = WriteSet::new().key(&ITEM.key(id)).collection(&ITEMS.all());
         let watch = Stopwatch::default();
         let (store, spent, span) = (self.store.clone(), watch.clone(), Span::current());
         let run = move |guard: Option<Guard>| {
@@ -412,8 +403,8 @@ impl Items {
     ///
     /// [`ItemsError::Cache`].
     pub async fn clear_cache(&self) -> Result<u64, ItemsError> {
-        let (engine, collection) = (self.engine.clone(), self.collection.clone());
-        let walk = || async move { engine.clear(ENTITY, &collection).await };
+        let engine = self.engine.clone();
+        let walk = || async move { Ok(engine.clear(&ITEM).await? + engine.clear(&ITEMS).await?) };
         self.clearing.run(walk).await.map_err(ItemsError::Cache)
     }
 
@@ -421,7 +412,7 @@ impl Items {
     /// write that was acknowledged here.
     pub async fn cached_items(&self) -> u64 {
         // What cannot be asked cannot be used either.
-        self.engine.cached_values(ENTITY).await.unwrap_or(0)
+        self.engine.cached_values(&ITEM).await.unwrap_or(0)
     }
 
     /// Lets writes under way finish, then lets go of the cache and the store. Bounded.

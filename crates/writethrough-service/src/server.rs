@@ -30,7 +30,7 @@ use crate::config::{CacheBackend, Config, ConfigError, Database, setting};
 use crate::connections::{Origin, Place, Places, SPARE};
 use crate::descriptors::{self, TooFew};
 use crate::engine::{Consistency, Engine};
-use crate::items::{COLLECTION, ENTITY, Items};
+use crate::items::{ITEM, ITEMS, Items};
 use crate::listen;
 use crate::metrics::Dropped;
 use crate::middleware::access::{Caller, Entrance};
@@ -336,7 +336,7 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, ConfigError> {
     // The client's own message may repeat the URL, so it is not passed on.
     let wrong = |_| ConfigError::new(setting::CACHE, url, "use `redis://HOST:PORT/DB`");
     let mut settings = RedisSettings::new(url.as_str());
-    settings.key_prefixes = vec![format!("{ENTITY}:"), format!("{{{COLLECTION}}}")];
+    settings.key_prefixes = vec![format!("{}:", ITEM.name()), format!("{{{}}}", ITEMS.name())];
     Ok(Arc::new(RedisCache::connect(settings).map_err(wrong)?))
 }
 

@@ -6,19 +6,22 @@ use std::sync::Arc;
 
 use deadpool_postgres::{Manager, Pool, PoolError};
 use tokio_postgres::NoTls;
+use writethrough::entity::Entity;
 use writethrough::postgres::op_error;
 use writethrough::{
-    Commit, Json, Key, OpError, PostgresFence, RedisCache, RedisSettings, Settings, WriteSet,
-    WriteThrough,
+    Commit, OpError, PostgresFence, RedisCache, RedisSettings, Settings, WriteSet, WriteThrough,
 };
+
+/// Prices in cents, by their names.
+const PRICE: Entity<str, i64> = Entity::new("price");
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Sets a price: one statement, which carries the guard.
 async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Result<(), Failure> {
     let (pool, name) = (pool.clone(), name.to_owned());
-    let key = Key::new("price", &name);
-    let keys = WriteSet::new().key(key.clone());
+    let key = PRICE.key(name.as_str());
+    let keys = WriteSet::new().key(&key);
     let write = cached.write_set(keys, move |guard| {
         let (pool, name, key) = (pool.clone(), name.clone(), key.clone());
         async move {
@@ -30,7 +33,7 @@ async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Resu
                 .execute(SQL, &[&guard.parameter(), &name, &cents])
                 .await
                 .map_err(|error| op_error(error).map(PoolError::Backend))?;
-            Ok(Commit::new(()).cache(&key, &Json(cents)))
+            Ok(Commit::new(()).cache(&key, &cents))
         }
     });
     write.await?;
@@ -43,14 +46,10 @@ async fn show(cached: &WriteThrough, pool: &Pool, name: &str) -> Result<(), Fail
         let client = pool.get().await?;
         const SQL: &str = "SELECT cents FROM prices WHERE name = $1";
         let row = client.query_opt(SQL, &[&name]).await?;
-        Ok::<_, PoolError>(row.map(|row| Json(row.get::<_, i64>(0))))
+        Ok::<_, PoolError>(row.map(|row| row.get(0)))
     };
-    let read = cached.read(&Key::new("price", name), load).await?;
-    println!(
-        "{name}: {:?} ({:?})",
-        read.value.map(|Json(cents)| cents),
-        read.outcome
-    );
+    let read = cached.read(&PRICE.key(name), load).await?;
+    println!("{name}: {:?} ({:?})", read.value, read.outcome);
     Ok(())
 }
 
@@ -83,7 +82,7 @@ async fn main() -> Result<(), Failure> {
     show(&cached, &pool, "tea").await?;
     set(&cached, &pool, "tea", 500).await?;
     show(&cached, &pool, "tea").await?;
-    cached.clear("price", None).await?;
+    cached.clear(&PRICE).await?;
     show(&cached, &pool, "tea").await?;
     show(&cached, &pool, "tea").await?;
     cached.shutdown().await;

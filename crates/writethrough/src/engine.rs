@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
@@ -15,8 +14,10 @@ use writethrough_protocol::{Epoch, Node, Payload, Token};
 
 use crate::cache::{Cache, Session};
 use crate::clock;
+use crate::entity::{self, Traits};
 use crate::error::{CacheError, FenceError, StartError};
 use crate::fence::Fence;
+use crate::format::Format;
 use crate::lateness::Lateness;
 use crate::runtime;
 use crate::settings::Settings;
@@ -95,6 +96,23 @@ pub(crate) struct NewValue {
     pub(crate) ttl: Option<Duration>,
 }
 
+impl NewValue {
+    /// A value that its format cannot write, or that may not be cached, leaves the key empty.
+    pub(crate) fn of<V, F: Format<V>>(value: &V, traits: Traits) -> Self {
+        let bytes = if F::may_be_cached(value) {
+            entity::encode::<V, F>(traits, value)
+                .inspect_err(|error| tracing::warn!("a written value is not cached: {error}"))
+                .ok()
+        } else {
+            None
+        };
+        Self {
+            payload: bytes.map(Some),
+            ttl: traits.ttl,
+        }
+    }
+}
+
 impl Engine {
     /// The engine of a node that knows nothing yet.
     ///
@@ -171,15 +189,19 @@ impl Engine {
         ttl.mul_f64(1.0 - 0.1 * fastrand::f64())
     }
 
-    pub(crate) fn value_ttl(&self, payload: &Option<Bytes>) -> Duration {
-        self.jittered(match payload {
-            Some(_) => self.settings.ttl,
-            None => self.settings.negative_ttl,
-        })
+    /// How long what is stored is kept; `own` is what its entity says.
+    pub(crate) fn lifetime(&self, payload: &Payload, own: Option<Duration>) -> Duration {
+        let settings = &self.settings;
+        self.jittered(own.unwrap_or(match payload {
+            Some(_) => settings.ttl,
+            None => settings.negative_ttl,
+        }))
     }
 
     /// Whether a value or a page of this length may be cached; counts those that may not.
-    pub(crate) fn fits(&self, name: &str, bytes: usize, most: usize) -> bool {
+    pub(crate) fn fits(&self, name: &str, stored: usize, most: usize) -> bool {
+        // Without the version in front.
+        let bytes = stored.saturating_sub(1);
         if bytes <= most {
             return true;
         }
@@ -201,10 +223,7 @@ impl Engine {
             return None;
         };
         let bytes = payload.as_ref().map_or(0, |bytes| bytes.len());
-        let ttl = match value.ttl {
-            Some(ttl) => self.jittered(ttl),
-            None => self.value_ttl(&payload),
-        };
+        let ttl = self.lifetime(&payload, value.ttl);
         self.fits(name, bytes, self.settings.max_value_bytes)
             .then_some((payload, ttl))
     }

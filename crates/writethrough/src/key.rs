@@ -16,10 +16,9 @@ pub(crate) fn suffix(row: &EpochRow) -> String {
 pub struct Key(String);
 
 impl Key {
-    /// The key of one entity's value. Neither part may be empty; the entity must not contain `:`.
-    #[must_use]
-    pub fn new(entity: &str, id: impl fmt::Display) -> Self {
-        Self(format!("{entity}:{id}"))
+    /// The key of this name, `<entity>:<id>`.
+    pub(crate) fn new(name: String) -> Self {
+        Self(name)
     }
 
     /// The name without an epoch.
@@ -47,9 +46,8 @@ pub struct Collection(String);
 
 impl Collection {
     /// The collection of this name.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self(name.to_owned())
+    pub(crate) fn new(name: String) -> Self {
+        Self(name)
     }
 
     /// The collection's name.
@@ -103,15 +101,15 @@ impl WriteSet {
 
     /// Adds a value that the write changes.
     #[must_use]
-    pub fn key(mut self, key: Key) -> Self {
-        self.keys.push(key);
+    pub fn key(mut self, key: impl Into<Key>) -> Self {
+        self.keys.push(key.into());
         self
     }
 
     /// Adds a collection whose pages the write may change.
     #[must_use]
-    pub fn collection(mut self, collection: Collection) -> Self {
-        self.collections.push(collection);
+    pub fn collection(mut self, collection: impl Into<Collection>) -> Self {
+        self.collections.push(collection.into());
         self
     }
 

@@ -11,10 +11,12 @@
 //! use std::sync::Arc;
 //! use std::collections::HashMap;
 //! use tokio::sync::Mutex;
+//! use writethrough::entity::Entity;
 //! use writethrough::{
-//!     Commit, Json, Key, LocalFence, MemoryCache, OpError, ReadOutcome, Settings, WriteSet,
-//!     WriteThrough,
+//!     Commit, LocalFence, MemoryCache, OpError, ReadOutcome, Settings, WriteSet, WriteThrough,
 //! };
+//!
+//! const PRICE: Entity<str, u32> = Entity::new("price");
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,15 +28,15 @@
 //!     let cached = WriteThrough::start(Settings::default(), cache, Arc::new(LocalFence::new()))?;
 //!     # while !cached.uses_cache() { tokio::task::yield_now().await }
 //!
-//!     let key = Key::new("price", "tea");
+//!     let key = PRICE.key("tea");
 //!     let table = prices.clone();
 //!     let written = cached
-//!         .write_set(WriteSet::new().key(key.clone()), move |guard| {
-//!             let (table, key) = (table.clone(), Key::new("price", "tea"));
+//!         .write_set(WriteSet::new().key(&key), move |guard| {
+//!             let (table, key) = (table.clone(), PRICE.key("tea"));
 //!             async move {
 //!                 table.lock().await.insert("tea", 500);
 //!                 drop(guard); // only once the write has committed
-//!                 Ok::<_, OpError<std::io::Error>>(Commit::new(500).cache(&key, &Json(500)))
+//!                 Ok::<_, OpError<std::io::Error>>(Commit::new(500).cache(&key, &500))
 //!             }
 //!         })
 //!         .await?;
@@ -42,10 +44,10 @@
 //!
 //!     let read = cached
 //!         .read(&key, || async {
-//!             Ok::<_, std::io::Error>(prices.lock().await.get("tea").copied().map(Json))
+//!             Ok::<_, std::io::Error>(prices.lock().await.get("tea").copied())
 //!         })
 //!         .await?;
-//!     assert_eq!(read.value, Some(Json(500)));
+//!     assert_eq!(read.value, Some(500));
 //!     assert_eq!(read.outcome, ReadOutcome::Hit);
 //!     cached.shutdown().await;
 //!     Ok(())
@@ -128,7 +130,7 @@ pub use settings::{InvalidSettings, Settings};
 pub use stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};
 #[cfg(feature = "textbook")]
 pub use textbook::Textbook;
-pub use value::{CacheValue, DecodeError, Json};
+pub use value::{CacheValue, DecodeError};
 pub use write::{Commit, Written};
 pub use write_through::WriteThrough;
 pub use writethrough_protocol::read::Bypass;

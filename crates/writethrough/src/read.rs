@@ -16,10 +16,12 @@ use crate::cache::observed::Observed;
 use crate::cache::{FillLease, Filled};
 use crate::clock;
 use crate::engine::{Engine, new_token};
+use crate::entity::{self, Traits};
 use crate::error::ReadError;
+use crate::format::Format;
 use crate::key::{Collection, Key};
 use crate::single_flight::{Follower, Leader, Role, Shared, Turn};
-use crate::value::{CacheValue, DecodeError};
+use crate::value::DecodeError;
 
 /// Longest pause between two looks at another process's lease.
 const MAX_PAUSE: Duration = Duration::from_millis(32);
@@ -129,14 +131,15 @@ impl Patience {
     }
 
     /// Waits for a load of this process. `None`: it came to nothing, look again.
-    async fn follow(&mut self, engine: &Engine, load: Follower) -> Option<Result<Payload, GiveUp>> {
+    async fn follow(&mut self, engine: &Engine, load: Follower) -> Option<Looked> {
         match engine.loads.outcome(load, self.until).await {
-            Shared::Loaded(payload) => Some(Ok(payload)),
+            Shared::Loaded(Some(payload)) => Some(Looked::Found(payload, ReadOutcome::Coalesced)),
+            Shared::Loaded(None) => Some(Looked::Alone(Bypass::Undecodable)),
             Shared::Dropped => None,
-            Shared::TimedOut => Some(Err(GiveUp::TimedOut)),
+            Shared::TimedOut => Some(Looked::GiveUp(GiveUp::TimedOut)),
             Shared::Failed => {
                 self.failed += 1;
-                (self.failed >= MAX_FAILED).then_some(Err(GiveUp::Failed))
+                (self.failed >= MAX_FAILED).then_some(Looked::GiveUp(GiveUp::Failed))
             }
         }
     }
@@ -197,11 +200,7 @@ impl Fill {
     }
 
     /// Whether what was loaded may be stored; counts what may not.
-    fn may_store(&self, engine: &Engine, payload: &Payload, may_be_cached: bool) -> bool {
-        if !may_be_cached {
-            engine.counters.declined.add(1);
-            return false;
-        }
+    fn may_store(&self, engine: &Engine, payload: &Payload) -> bool {
         let (name, most) = match &self.target {
             Target::Value { key, .. } => (key, engine.settings.max_value_bytes),
             Target::Page { page, .. } => (page, engine.settings.max_page_bytes),
@@ -222,13 +221,19 @@ impl Fill {
     }
 
     /// Stores what was loaded, if it may be stored. Returns whether the cache took it.
-    async fn store(mut self, engine: &Engine, payload: Payload, may_be_cached: bool) -> bool {
-        self.leader.loaded(payload.clone());
-        if !self.may_store(engine, &payload, may_be_cached) {
+    async fn store(mut self, engine: &Engine, loaded: Loaded, traits: Traits) -> bool {
+        self.leader.loaded(loaded.payload.clone());
+        if !loaded.may_be_cached {
+            engine.counters.declined.add(1);
+        }
+        let payload = loaded
+            .payload
+            .filter(|payload| loaded.may_be_cached && self.may_store(engine, payload));
+        let Some(payload) = payload else {
             self.give_up(engine).await;
             return false;
-        }
-        let ttl = engine.value_ttl(&payload);
+        };
+        let ttl = engine.lifetime(&payload, traits.lifetime(&payload));
         let session = &self.session;
         let result = match &self.target {
             Target::Value { key, token } => session.fill(key, *token, payload, ttl).await,
@@ -257,6 +262,13 @@ impl Fill {
             }
         }
     }
+}
+
+/// What a load gave, in the form in which it is shared and stored.
+struct Loaded {
+    /// None: it has no such form.
+    payload: Option<Payload>,
+    may_be_cached: bool,
 }
 
 impl Engine {
@@ -292,25 +304,55 @@ impl Engine {
         self.counters.decode_errors.add(1);
     }
 
-    /// Looks, loads if the cache had no answer, fills if it may, counts.
-    pub(crate) async fn read<V, E, L, F>(
+    /// The stored form of what was loaded; `None` when its format has none for it.
+    fn encoded<V, F: Format<V>>(
         &self,
         place: Place<'_>,
+        traits: Traits,
+        value: Option<&V>,
+    ) -> Option<Payload> {
+        match value.map(|value| entity::encode::<V, F>(traits, value)) {
+            None => Some(None),
+            Some(Ok(bytes)) => Some(Some(bytes)),
+            Some(Err(error)) => {
+                if self.counters.encode_errors.get() == 0 {
+                    let name = place.name();
+                    tracing::warn!(
+                        name,
+                        "{error}; such values are read from the store each time, and counted from here on"
+                    );
+                }
+                self.counters.encode_errors.add(1);
+                None
+            }
+        }
+    }
+
+    /// Looks, loads if the cache had no answer, fills if it may, counts.
+    pub(crate) async fn read<V, F, E, L, Fut>(
+        &self,
+        place: Place<'_>,
+        traits: Traits,
         load: L,
     ) -> Result<Read<V>, ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F,
-        F: Future<Output = Result<Option<V>, E>>,
+        F: Format<V>,
+        L: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Option<V>, E>>,
     {
         let mut watch = Stopwatch::default();
         let mut looked = self.look_for(place, &mut watch).await;
         let mut undecodable = false;
         let (value, outcome) = loop {
             let Looked::Found(payload, outcome) = &looked else {
-                break self.load_and_fill(looked, place, &mut watch, load).await?;
+                let filled =
+                    self.load_and_fill::<V, F, _, _, _>(looked, place, traits, &mut watch, load);
+                break filled.await?;
             };
-            match payload.clone().map(V::decode).transpose() {
+            let decoded = payload
+                .clone()
+                .map(|bytes| entity::decode::<V, F>(traits, bytes));
+            match decoded.transpose() {
                 Ok(value) => break (value, *outcome),
                 Err(error) => self.undecodable(place, &error),
             }
@@ -338,30 +380,34 @@ impl Engine {
     }
 
     /// Loads as the cache part of a read has ended.
-    async fn load_and_fill<V, E, L, F>(
+    async fn load_and_fill<V, F, E, L, Fut>(
         &self,
         looked: Looked,
         place: Place<'_>,
+        traits: Traits,
         watch: &mut Stopwatch,
         load: L,
     ) -> Result<(Option<V>, ReadOutcome), ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F,
-        F: Future<Output = Result<Option<V>, E>>,
+        F: Format<V>,
+        L: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Option<V>, E>>,
     {
         Ok(match looked {
             // Not called with an answer.
             Looked::Found(_, outcome) => (self.load(load).await?, outcome),
             Looked::Alone(reason) => (self.load(load).await?, ReadOutcome::Bypassed(reason)),
             Looked::Bypass(reason) => (
-                self.load_in_bypass(place, load).await?,
+                self.load_in_bypass::<V, F, _, _, _>(place, traits, load)
+                    .await?,
                 ReadOutcome::Bypassed(reason),
             ),
             Looked::LoadBeside(leader) => {
                 let loaded = self.load(load).await;
                 match &loaded {
-                    Ok(value) => leader.loaded(value.as_ref().map(V::encode)),
+                    Ok(value) => {
+                        leader.loaded(self.encoded::<V, F>(place, traits, value.as_ref()));
+                    }
                     Err(_) => leader.failed(),
                 }
                 (loaded?, ReadOutcome::Bypassed(Bypass::SlowFill))
@@ -383,9 +429,11 @@ impl Engine {
                     fill.leader.failed();
                 }
                 let value = loaded?;
-                let payload = value.as_ref().map(V::encode);
-                let may_be_cached = value.as_ref().is_none_or(V::may_be_cached);
-                if watch.time(fill.store(self, payload, may_be_cached)).await {
+                let loaded = Loaded {
+                    payload: self.encoded::<V, F>(place, traits, value.as_ref()),
+                    may_be_cached: value.as_ref().is_none_or(F::may_be_cached),
+                };
+                if watch.time(fill.store(self, loaded, traits)).await {
                     (value, ReadOutcome::Filled)
                 } else {
                     (value, ReadOutcome::Unfilled)
@@ -423,15 +471,16 @@ impl Engine {
     }
 
     /// Loads past the cache, or shares such a load that begins after this read did.
-    async fn load_in_bypass<V, E, L, F>(
+    async fn load_in_bypass<V, F, E, L, Fut>(
         &self,
         place: Place<'_>,
+        traits: Traits,
         load: L,
     ) -> Result<Option<V>, ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F,
-        F: Future<Output = Result<Option<V>, E>>,
+        F: Format<V>,
+        L: FnOnce() -> Fut,
+        Fut: Future<Output = Result<Option<V>, E>>,
     {
         let name = place.name();
         let mut patience = Patience::new(self);
@@ -443,25 +492,31 @@ impl Engine {
                     };
                     let loaded = self.load(load).await;
                     match &loaded {
-                        Ok(value) => running.loaded(|| value.as_ref().map(V::encode)),
+                        Ok(value) => {
+                            running.loaded(|| self.encoded::<V, F>(place, traits, value.as_ref()))
+                        }
                         Err(_) => running.failed(),
                     }
                     return loaded;
                 }
                 Turn::Follow(load_of_another) => {
-                    match patience.follow(self, load_of_another).await {
-                        None => {}
-                        Some(Err(reason)) => break reason,
-                        Some(Ok(payload)) => match payload.map(V::decode).transpose() {
-                            Ok(value) => {
-                                self.counters.shared_bypasses.add(1);
-                                return Ok(value);
-                            }
-                            Err(error) => {
-                                self.undecodable(place, &error);
-                                return self.load(load).await;
-                            }
-                        },
+                    let payload = match patience.follow(self, load_of_another).await {
+                        None => continue,
+                        Some(Looked::GiveUp(reason)) => break reason,
+                        Some(Looked::Found(payload, _)) => payload,
+                        // It cannot be shared.
+                        Some(_) => return self.load(load).await,
+                    };
+                    let decoded = payload.map(|bytes| entity::decode::<V, F>(traits, bytes));
+                    match decoded.transpose() {
+                        Ok(value) => {
+                            self.counters.shared_bypasses.add(1);
+                            return Ok(value);
+                        }
+                        Err(error) => {
+                            self.undecodable(place, &error);
+                            return self.load(load).await;
+                        }
                     }
                 }
             }
@@ -548,17 +603,14 @@ impl Engine {
                     }
                     next = match self.loads.lead_or_follow(token, None) {
                         Role::Follow(load) => match patience.follow(self, load).await {
-                            Some(Ok(payload)) => {
-                                return Looked::Found(payload, ReadOutcome::Coalesced);
-                            }
-                            Some(Err(reason)) => return Looked::GiveUp(reason),
+                            Some(looked) => return looked,
                             None => self.look(&key, epoch, &session).await,
                         },
                         Role::Lead(leader) => {
                             match self.await_lease(&key, token, epoch, &session).await {
                                 None => return Looked::LoadBeside(leader),
                                 Some(Next::Hit(payload)) => {
-                                    leader.loaded(payload.clone());
+                                    leader.loaded(Some(payload.clone()));
                                     Next::Hit(payload)
                                 }
                                 Some(next) => next,
@@ -673,10 +725,8 @@ impl Engine {
                 }
             };
             let patience = patience.get_or_insert_with(|| Patience::new(self));
-            match patience.follow(self, load).await {
-                Some(Ok(payload)) => return Looked::Found(payload, ReadOutcome::Coalesced),
-                Some(Err(reason)) => return Looked::GiveUp(reason),
-                None => {}
+            if let Some(looked) = patience.follow(self, load).await {
+                return looked;
             }
         }
     }

@@ -24,8 +24,7 @@ pub struct Settings {
     /// How long a process waits for the load of another process before one of its own reads loads
     /// beside it, for all of them, 250 ms by default. A load that takes longer counts as slow.
     pub fill_wait: Duration,
-    /// The longest value that is cached, in bytes as [`crate::CacheValue::encode`] gives them; 1 MiB by
-    /// default. A longer one is loaded and served, and not cached ([`crate::Stats::oversized`]). It must
+    /// The longest value that is cached, in bytes as its format gives them; 1 MiB by default. A longer one is loaded and served, and not cached ([`crate::Stats::oversized`]). It must
     /// pass between this node and the cache well within the cache's deadline.
     pub max_value_bytes: usize,
     /// The same for a page of a collection, 256 KiB by default.

@@ -24,15 +24,16 @@ const SLOW_FOR: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 enum State {
     Running,
-    Loaded(Payload),
+    /// None: what was loaded has no form in which it could be shared.
+    Loaded(Option<Payload>),
     Failed,
 }
 
 /// What a read that shared a load got of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Shared {
-    /// What was loaded.
-    Loaded(Payload),
+    /// What was loaded; `None` when it cannot be shared.
+    Loaded(Option<Payload>),
     /// The load failed.
     Failed,
     /// The load was given up: look again.
@@ -240,8 +241,8 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
-    /// Hands what was loaded, or found, to everyone who follows.
-    pub(crate) fn loaded(&self, payload: Payload) {
+    /// Hands what was loaded, or found, to everyone who follows; `None` when it cannot be shared.
+    pub(crate) fn loaded(&self, payload: Option<Payload>) {
         self.sender.send_replace(State::Loaded(payload));
     }
 
@@ -320,7 +321,7 @@ impl Forming {
 
 impl Running {
     /// Hands what was loaded to everyone who joined while the load was forming, if anybody did.
-    pub(crate) fn loaded(&self, payload: impl FnOnce() -> Payload) {
+    pub(crate) fn loaded(&self, payload: impl FnOnce() -> Option<Payload>) {
         if self.place.sender.receiver_count() > 0 {
             self.place.sender.send_replace(State::Loaded(payload()));
         }
@@ -345,8 +346,8 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
-    fn value() -> Payload {
-        Some(Bytes::from_static(b"v"))
+    fn value() -> Option<Payload> {
+        Some(Some(Bytes::from_static(b"v")))
     }
 
     fn follower(role: Role) -> Follower {

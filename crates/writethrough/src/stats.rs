@@ -43,6 +43,7 @@ pub(crate) struct Counters {
     pub(crate) writes: Counter,
     pub(crate) indeterminate_writes: Counter,
     pub(crate) decode_errors: Counter,
+    pub(crate) encode_errors: Counter,
     pub(crate) cache_errors: Counter,
     pub(crate) degraded_us: Counter,
     pub(crate) abandoned_writes: Counter,
@@ -75,6 +76,7 @@ impl Counters {
             writes: self.writes.get(),
             indeterminate_writes: self.indeterminate_writes.get(),
             decode_errors: self.decode_errors.get(),
+            encode_errors: self.encode_errors.get(),
             cache_errors: self.cache_errors.get(),
             degraded_seconds: Duration::from_micros(self.degraded_us.get()).as_secs_f64(),
             abandoned_writes: self.abandoned_writes.get(),
@@ -120,7 +122,7 @@ pub struct Stats {
     /// [`crate::Settings::max_value_bytes`] or [`crate::Settings::max_page_bytes`].
     pub oversized: u64,
     /// Values and pages that were served and not cached, because they said so themselves
-    /// ([`crate::CacheValue::may_be_cached`]).
+    /// ([`crate::format::Format::may_be_cached`]).
     pub declined: u64,
     /// Keys announced by writes.
     pub intents: u64,
@@ -136,8 +138,10 @@ pub struct Stats {
     pub writes: u64,
     /// Writes whose outcome stayed unknown.
     pub indeterminate_writes: u64,
-    /// Cached bytes that were not a value of the expected type.
+    /// Cached bytes that were not a value of the expected type, or were of another version.
     pub decode_errors: u64,
+    /// Values that their format could not write: they were served, and not cached.
+    pub encode_errors: u64,
     /// Cache commands that failed.
     pub cache_errors: u64,
     /// Seconds during which this node could not use the cache.

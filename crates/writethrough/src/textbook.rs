@@ -15,12 +15,13 @@ use writethrough_protocol::{KeyState, Payload};
 
 use crate::cache::observed::Observed;
 use crate::cache::{Cache, SessionWatch};
+use crate::entity::{self, Cleared, Entity, Key};
 use crate::error::CacheError;
-use crate::key::{Key, WriteSet};
+use crate::format::Format;
+use crate::key::WriteSet;
 use crate::read::{Read, ReadOutcome};
 use crate::settings::Settings;
 use crate::stats::{Counters, Stats};
-use crate::value::CacheValue;
 use crate::write::Commit;
 
 /// A cache in front of a store by the pattern of the textbook. **Not** linearizable: use
@@ -62,10 +63,14 @@ impl Textbook {
     /// # Errors
     ///
     /// The error of `load`. A cache that fails is never an error.
-    pub async fn read<V, E, F>(&self, key: &Key, load: impl FnOnce() -> F) -> Result<Read<V>, E>
+    pub async fn read<V, F, E, Fut>(
+        &self,
+        key: &Key<V, F>,
+        load: impl FnOnce() -> Fut,
+    ) -> Result<Read<V>, E>
     where
-        V: CacheValue,
-        F: Future<Output = Result<Option<V>, E>>,
+        F: Format<V>,
+        Fut: Future<Output = Result<Option<V>, E>>,
     {
         let Some(session) = self.session() else {
             return self
@@ -136,8 +141,9 @@ impl Textbook {
             for key in &set.keys {
                 // Between the commit and here anybody may read the old value, or set another one.
                 let value = commit.values.remove(key);
+                let ttl = value.as_ref().and_then(|value| value.ttl);
                 let stored = match value.and_then(|value| value.payload) {
-                    Some(payload) => self.store(&session, key, payload).await,
+                    Some(payload) => self.store(&session, key.as_str(), payload, ttl).await,
                     None => false,
                 };
                 if !stored {
@@ -149,9 +155,10 @@ impl Textbook {
         Ok((commit.output, started.elapsed()))
     }
 
-    async fn get<V: CacheValue>(&self, session: &Observed, key: &Key) -> Got<V> {
-        match session.get(key.as_str()).await {
-            Ok(KeyState::Value(payload)) => match payload.map(V::decode).transpose() {
+    async fn get<V, F: Format<V>>(&self, session: &Observed, key: &Key<V, F>) -> Got<V> {
+        let decode = |bytes| entity::decode::<V, F>(key.traits, bytes);
+        match session.get(key.name.as_str()).await {
+            Ok(KeyState::Value(payload)) => match payload.map(decode).transpose() {
                 Ok(value) => Got::Hit(value),
                 Err(_) => {
                     self.counters.decode_errors.add(1);
@@ -166,25 +173,42 @@ impl Textbook {
         }
     }
 
-    async fn set<V: CacheValue>(&self, session: &Observed, key: &Key, value: Option<&V>) -> bool {
-        if !value.is_none_or(V::may_be_cached) {
+    async fn set<V, F: Format<V>>(
+        &self,
+        session: &Observed,
+        key: &Key<V, F>,
+        value: Option<&V>,
+    ) -> bool {
+        if !value.is_none_or(F::may_be_cached) {
             self.counters.declined.add(1);
             return false;
         }
-        self.store(session, key, value.map(V::encode)).await
+        let encoded = value.map(|value| entity::encode::<V, F>(key.traits, value));
+        let Ok(payload) = encoded.transpose() else {
+            self.counters.encode_errors.add(1);
+            return false;
+        };
+        let ttl = key.traits.lifetime(&payload);
+        self.store(session, key.name.as_str(), payload, ttl).await
     }
 
     /// Stores what is not too long. Returns whether the cache took it.
-    async fn store(&self, session: &Observed, key: &Key, payload: Payload) -> bool {
+    async fn store(
+        &self,
+        session: &Observed,
+        key: &str,
+        payload: Payload,
+        ttl: Option<Duration>,
+    ) -> bool {
         let ttl = match &payload {
             Some(bytes) if bytes.len() > self.settings.max_value_bytes => {
                 self.counters.oversized.add(1);
                 return false;
             }
-            Some(_) => self.settings.ttl,
-            None => self.settings.negative_ttl,
+            Some(_) => ttl.unwrap_or(self.settings.ttl),
+            None => ttl.unwrap_or(self.settings.negative_ttl),
         };
-        self.done(session.set(key.as_str(), payload, ttl).await)
+        self.done(session.set(key, payload, ttl).await)
     }
 
     /// Whether a command has succeeded; counts it when not.
@@ -227,9 +251,9 @@ impl Textbook {
     }
 
     /// Counts the values of an entity in the cache; `None` when it cannot be asked.
-    pub async fn cached_values(&self, entity: &str) -> Option<u64> {
+    pub async fn cached_values<I: ?Sized, V, F>(&self, entity: &Entity<I, V, F>) -> Option<u64> {
         let session = self.sessions.borrow().clone()?;
-        session.count(&format!("{entity}:*")).await.ok()
+        session.count(&format!("{}:*", entity.name())).await.ok()
     }
 
     /// Removes the values of an entity from the cache. Returns how many there were.
@@ -237,10 +261,14 @@ impl Textbook {
     /// # Errors
     ///
     /// [`CacheError`] when the cache cannot be reached.
-    pub async fn clear(&self, entity: &str) -> Result<u64, CacheError> {
+    pub async fn clear(&self, cleared: &impl Cleared) -> Result<u64, CacheError> {
         let none = || CacheError::Connection("there is no cache now".into());
         let session = self.sessions.borrow().clone().ok_or_else(none)?;
-        session.clear(&format!("{entity}:*")).await
+        let mut removed = 0;
+        for pattern in cleared.patterns() {
+            removed += session.clear(&pattern).await?;
+        }
+        Ok(removed)
     }
 
     /// Lets go of the cache.
@@ -258,7 +286,8 @@ mod tests {
 
     use super::*;
     use crate::cache::MemoryCache;
-    use crate::value::Json;
+
+    const ROW: Entity<str, String> = Entity::new("row");
 
     /// A load reads the old value and is held up; a write commits and sets the new one; then the load
     /// ends, and its `SET` puts the old value over the new one.
@@ -267,7 +296,7 @@ mod tests {
         let cache = Arc::new(MemoryCache::new(1 << 20));
         let textbook = Arc::new(Textbook::new(Settings::default(), cache));
         let table = Arc::new(Mutex::new("old"));
-        let key = Key::new("row", "a");
+        let key = ROW.key("a");
 
         let (looked, has_looked) = oneshot::channel();
         let (go_on, may_go_on) = oneshot::channel();
@@ -278,7 +307,7 @@ mod tests {
                     let value = table.lock().unwrap().to_owned();
                     looked.send(()).unwrap();
                     may_go_on.await.unwrap();
-                    Ok::<_, Infallible>(Some(Json(value)))
+                    Ok::<_, Infallible>(Some(value))
                 };
                 textbook.read(&key, load).await.unwrap().outcome
             })
@@ -286,21 +315,18 @@ mod tests {
         has_looked.await.unwrap();
         let write = async {
             *table.lock().unwrap() = "new";
-            let commit = Commit::new(()).cache(&key, &Json("new".to_owned()));
+            let commit = Commit::new(()).cache(&key, &"new".to_owned());
             Ok::<_, Infallible>(commit)
         };
-        let set = WriteSet::new().key(key.clone());
+        let set = WriteSet::new().key(&key);
         textbook.write(&set, write).await.unwrap();
         go_on.send(()).unwrap();
         assert_eq!(slow.await.unwrap(), ReadOutcome::Filled);
 
-        let load = async || panic!("it is a hit");
-        let read = textbook
-            .read::<Json<String>, Infallible, _>(&key, load)
-            .await;
-        let read = read.unwrap();
+        let load = async || -> Result<Option<String>, Infallible> { panic!("it is a hit") };
+        let read = textbook.read(&key, load).await.unwrap();
         assert_eq!(read.outcome, ReadOutcome::Hit);
-        assert_eq!(read.value, Some(Json("old".to_owned())), "stale");
+        assert_eq!(read.value, Some("old".to_owned()), "stale");
         assert_eq!(*table.lock().unwrap(), "new");
         let stats = textbook.stats();
         assert_eq!((stats.hits, stats.misses, stats.writes), (1, 1, 1));

@@ -114,8 +114,8 @@ mod tests {
 
     fn set(id: &str) -> WriteSet {
         WriteSet::new()
-            .key(Key::new("item", id))
-            .collection(Collection::new("items"))
+            .key(Key::new(format!("item:{id}")))
+            .collection(Collection::new("items".to_owned()))
     }
 
     #[tokio::test]

@@ -1,8 +1,6 @@
 //! How a value becomes the bytes that the cache keeps, and back.
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 /// The stored bytes are not a value of the expected type. The engine counts it, reads the store
 /// and returns what the store has.
@@ -37,23 +35,5 @@ impl CacheValue for Bytes {
 
     fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         Ok(bytes)
-    }
-}
-
-/// Caches any serde type as JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Json<T>(pub T);
-
-impl<T: Serialize + DeserializeOwned + Send> CacheValue for Json<T> {
-    /// A value that cannot be serialized (a map with keys that are not strings, for one) is stored
-    /// as empty bytes, which never decode: it is read from the store each time.
-    fn encode(&self) -> Bytes {
-        serde_json::to_vec(&self.0).unwrap_or_default().into()
-    }
-
-    fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
-        serde_json::from_slice(&bytes)
-            .map(Json)
-            .map_err(|error| DecodeError(error.to_string()))
     }
 }

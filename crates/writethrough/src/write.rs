@@ -16,14 +16,15 @@ use crate::cache::observed::Observed;
 use crate::clock;
 use crate::engine::Engine;
 pub(crate) use crate::engine::NewValue;
+use crate::entity;
 use crate::error::{Indeterminate, OpError, Unavailable, WriteError};
 use crate::fence::Guard;
+use crate::format::Format;
 use crate::key::{Key, WriteSet};
 use crate::runtime;
 use crate::stats::Counter;
 use crate::supervisor;
 use crate::turns::Held;
-use crate::value::CacheValue;
 
 /// How long a write waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(1);
@@ -63,10 +64,9 @@ impl<T> Commit<T> {
 
     /// Caches the value that the write has left in the store under `key`, which must be one of the
     /// keys of the write.
-    pub fn cache<V: CacheValue>(mut self, key: &Key, value: &V) -> Self {
-        let payload = value.may_be_cached().then(|| Some(value.encode()));
+    pub fn cache<V, F: Format<V>>(mut self, key: &entity::Key<V, F>, value: &V) -> Self {
         self.values
-            .insert(key.clone(), NewValue { payload, ttl: None });
+            .insert(key.name.clone(), NewValue::of::<V, F>(value, key.traits));
         self
     }
 }

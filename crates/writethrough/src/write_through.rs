@@ -11,15 +11,16 @@ use writethrough_protocol::Mode;
 use crate::cache::Cache;
 use crate::clock;
 use crate::engine::{Counted, Engine};
+use crate::entity::{Cleared, CollectionKey, Entity, Key};
 use crate::error::{CacheError, FenceError, OpError, ReadError, StartError, WriteError};
 use crate::fence::{Fence, Guard};
-use crate::key::{Collection, Key, WriteSet};
+use crate::format::Format;
+use crate::key::WriteSet;
 use crate::read::{Place, Read};
 use crate::runtime::within;
 use crate::settings::Settings;
 use crate::stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
-use crate::value::CacheValue;
 use crate::write::{Commit, Written};
 
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
@@ -106,13 +107,18 @@ impl WriteThrough {
     /// # Consistency
     ///
     /// Linearizable, as [`crate`] describes.
-    pub async fn read<V, E, L, F>(&self, key: &Key, load: L) -> Result<Read<V>, ReadError<E>>
+    pub async fn read<V, F, E, L, Fut>(
+        &self,
+        key: &Key<V, F>,
+        load: L,
+    ) -> Result<Read<V>, ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<Option<V>, E>> + Send,
+        F: Format<V>,
+        L: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<Option<V>, E>> + Send,
     {
-        let read = pin!(self.engine.read(Place::Value(key), load));
+        let place = Place::Value(&key.name);
+        let read = pin!(self.engine.read::<V, F, _, _, _>(place, key.traits, load));
         within(&self.engine.runtime, read).await
     }
 
@@ -126,19 +132,20 @@ impl WriteThrough {
     /// # Cancellation
     ///
     /// As for [`WriteThrough::read`].
-    pub async fn read_page<V, E, L, F>(
+    pub async fn read_page<V, F, E, L, Fut>(
         &self,
-        collection: &Collection,
+        collection: &CollectionKey<V, F>,
         query: &str,
         load: L,
     ) -> Result<Read<V>, ReadError<E>>
     where
-        V: CacheValue,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<V, E>> + Send,
+        F: Format<V>,
+        L: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<V, E>> + Send,
     {
         let load = || async { load().await.map(Some) };
-        let read = pin!(self.engine.read(Place::Page(collection, query), load));
+        let (place, traits) = (Place::Page(&collection.name, query), collection.traits);
+        let read = pin!(self.engine.read::<V, F, _, _, _>(place, traits, load));
         within(&self.engine.runtime, read).await
     }
 
@@ -263,14 +270,15 @@ impl WriteThrough {
         supervisor::uses_cache(&self.engine)
     }
 
-    /// How many values of the entity the cache holds in the current epoch; the answer may be a
+    /// Counts how many values of the entity the cache holds in the current epoch; the answer may be a
     /// second old, but is never older than a write that this engine has acknowledged. `None` when the
     /// cache cannot be asked.
     ///
     /// # Cancellation
     ///
     /// Harmless. The cache server is asked in small steps and never blocked.
-    pub async fn cached_values(&self, entity: &str) -> Option<u64> {
+    pub async fn cached_values<I: ?Sized, V, F>(&self, entity: &Entity<I, V, F>) -> Option<u64> {
+        let entity = entity.name();
         let (session, suffix) = {
             let view = self.engine.view();
             let suffix = view.node.row().map(|_| view.suffix.clone());
@@ -311,9 +319,9 @@ impl WriteThrough {
         }
     }
 
-    /// Empties the cache of an entity and of a collection without a new epoch: removes values,
-    /// pages and fill leases of all epochs of this database in small steps, and leaves intents alone,
-    /// and keys of others. Nobody waits for it. Returns how many keys were removed.
+    /// Empties the cache of an entity, of a collection, or of one list of it, without a new epoch:
+    /// removes values, pages and fill leases of all epochs of this database in small steps, and leaves
+    /// intents alone, and keys of others. Nobody waits for it. Returns how many keys were removed.
     ///
     /// # Errors
     ///
@@ -323,11 +331,7 @@ impl WriteThrough {
     ///
     /// Removing a value is always safe. A fill under way is refused, so a value read after the
     /// clearing was loaded after it began.
-    pub async fn clear(
-        &self,
-        entity: &str,
-        collection: Option<&Collection>,
-    ) -> Result<u64, CacheError> {
+    pub async fn clear(&self, cleared: &impl Cleared) -> Result<u64, CacheError> {
         let (session, history) = {
             let view = self.engine.view();
             let history = view.node.row().map(|row| row.history.clone());
@@ -336,12 +340,11 @@ impl WriteThrough {
         let none = || CacheError::Connection("there is no cache now".into());
         let session = session.ok_or_else(none)?;
         let epochs = format!("@{}.*", history.ok_or_else(none)?);
-        let clear = async |pattern: String| {
-            within(&self.engine.runtime, pin!(session.clear(&pattern))).await
-        };
-        let mut removed = clear(format!("{entity}:*{epochs}")).await?;
-        if let Some(collection) = collection {
-            removed += clear(format!("{{{collection}}}{epochs}")).await?;
+        let mut removed = 0;
+        for names in cleared.patterns() {
+            let pattern = format!("{names}{epochs}");
+            let clear = session.clear(&pattern);
+            removed += within(&self.engine.runtime, pin!(clear)).await?;
         }
         *self.engine.counted.lock().await = None;
         Ok(removed)

@@ -12,7 +12,11 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use support::{Ground, Pair};
 use tokio::runtime::Builder;
-use writethrough::{Key, ReadOutcome, WriteThrough};
+use writethrough::entity::{Entity, Key};
+use writethrough::format::AsBytes;
+use writethrough::{ReadOutcome, WriteThrough};
+
+const ROW: Entity<str, Bytes, AsBytes> = Entity::new("row");
 
 /// The allocations of one hit with everything that it causes on this thread, the client's driver
 /// included. The fewest of many, because the poll of the epoch falls into some of them.
@@ -20,7 +24,7 @@ fn allocations_of_a_hit(pair: Pair) -> u64 {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let ground = runtime.block_on(Ground::new(pair));
     let node = runtime.block_on(ground.node());
-    let key = Key::new("row", "1");
+    let key = ROW.key("1");
     runtime.block_on(read(&node.cached, &key));
     let counts = (0..200).map(|_| {
         let mut outcome = ReadOutcome::Unfilled;
@@ -39,7 +43,7 @@ fn allocations_of_a_hit(pair: Pair) -> u64 {
     fewest
 }
 
-async fn read(cached: &WriteThrough, key: &Key) -> ReadOutcome {
+async fn read(cached: &WriteThrough, key: &Key<Bytes, AsBytes>) -> ReadOutcome {
     let load = || async { Ok::<_, Infallible>(Some(Bytes::from_static(b"value"))) };
     cached.read(key, load).await.unwrap().outcome
 }

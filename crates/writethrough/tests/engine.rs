@@ -3,17 +3,20 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Gate, Ground, Node, Pair, StoreError, held, until};
+use support::{Gate, Ground, Node, Pair, ROW, ROWS, StoreError, held, until};
 use tokio::task::JoinHandle;
+use writethrough::entity::{Collection, Entity};
+use writethrough::format::AsBytes;
 use writethrough::{
-    Bypass, CacheValue, Collection, Commit, DecodeError, Epoch, Fence, FenceError, Fenced, Guard,
-    Indeterminate, Json, Key, LocalFence, OpError, Phase, ReadError, ReadOutcome, RedisCache,
-    RedisSettings, Settings, Unavailable, WriteError, WriteSet,
+    Bypass, CacheValue, Commit, DecodeError, Epoch, Fence, FenceError, Fenced, Guard,
+    Indeterminate, LocalFence, OpError, Phase, ReadError, ReadOutcome, RedisCache, RedisSettings,
+    Settings, Unavailable, WriteError, WriteSet,
 };
 use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
@@ -60,6 +63,9 @@ on_every_pair!(
     values_expire,
     bytes_of_another_type_are_read_from_the_store,
     what_cannot_be_decoded_is_loaded_once_for_1000_reads,
+    a_value_of_another_version_is_a_miss_that_is_replaced,
+    a_value_that_its_format_cannot_write_is_served_and_not_cached,
+    an_entity_says_how_long_its_values_are_kept,
     shutdown_waits_for_writes_and_refuses_new_ones,
     a_load_error_is_returned_and_frees_the_lease,
     loads_longer_than_the_wait_are_cached,
@@ -83,14 +89,14 @@ async fn a_miss_fills_and_the_next_read_hits(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
-    node.cached.clear("row", None).await.unwrap();
+    node.cached.clear(&ROW).await.unwrap();
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
     let read = node.read("a").await;
     assert_eq!(read.outcome, ReadOutcome::Hit);
-    assert_eq!(read.value, Some(Json("one".into())));
+    assert_eq!(read.value, Some("one".into()));
     let stats = node.cached.stats();
     assert_eq!((stats.hits, stats.misses, stats.bypassed()), (1, 1, 0));
-    assert_eq!(node.cached.cached_values("row").await, Some(1));
+    assert_eq!(node.cached.cached_values(&ROW).await, Some(1));
 }
 
 async fn a_write_is_read_from_the_cache_afterwards(pair: Pair) {
@@ -101,7 +107,7 @@ async fn a_write_is_read_from_the_cache_afterwards(pair: Pair) {
         assert_eq!(Some(written.epoch), node.cached.status().epoch);
         let read = node.read("a").await;
         assert_eq!(read.outcome, ReadOutcome::Hit);
-        assert_eq!(read.value, Some(Json(value.into())));
+        assert_eq!(read.value, Some(value.into()));
     }
     assert_eq!(
         node.store.loads.load(Ordering::SeqCst),
@@ -166,7 +172,7 @@ async fn a_read_after_a_write_does_not_join_an_older_load(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("old")).await.unwrap();
-    node.cached.clear("row", None).await.unwrap();
+    node.cached.clear(&ROW).await.unwrap();
     let (gate, slow) = node.held_read("a").await;
     node.write("a", Some("new")).await.unwrap();
     assert_eq!(node.value("a").await.as_deref(), Some("new"));
@@ -174,7 +180,7 @@ async fn a_read_after_a_write_does_not_join_an_older_load(pair: Pair) {
     let slow = slow.await.unwrap();
     assert_eq!(
         slow.value,
-        Some(Json("old".into())),
+        Some("old".into()),
         "it overlapped the write, so it may"
     );
     assert_eq!(slow.outcome, ReadOutcome::Unfilled);
@@ -190,12 +196,12 @@ async fn overlapping_writers_leave_no_value_behind(pair: Pair) {
     node.write("a", Some("second")).await.unwrap();
     let during = node.read("a").await;
     assert_eq!(during.outcome, ReadOutcome::Bypassed(Bypass::Intent));
-    assert_eq!(during.value, Some(Json("second".into())));
+    assert_eq!(during.value, Some("second".into()));
     gate.let_through();
     first.await.unwrap().unwrap();
     let after = node.read("a").await;
     assert_eq!(after.outcome, ReadOutcome::Filled);
-    assert_eq!(after.value, Some(Json("first".into())));
+    assert_eq!(after.value, Some("first".into()));
 }
 
 async fn a_reader_that_is_dropped_lets_the_next_one_fill(pair: Pair) {
@@ -234,7 +240,7 @@ async fn a_writer_that_is_dropped_still_finishes(pair: Pair) {
     let read = node.read("a").await;
     assert_eq!(
         (read.outcome, read.value),
-        (ReadOutcome::Hit, Some(Json("new".into())))
+        (ReadOutcome::Hit, Some("new".into()))
     );
 }
 
@@ -242,7 +248,7 @@ async fn a_refused_write_leaves_no_intent(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
-    let set = WriteSet::new().key(Key::new("row", "a"));
+    let set = WriteSet::new().key(&ROW.key("a"));
     let refused = node
         .cached
         .write_set(set, |_guard| async {
@@ -258,7 +264,7 @@ async fn an_unknown_outcome_keeps_readers_on_the_store(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
-    let set = WriteSet::new().key(Key::new("row", "a"));
+    let set = WriteSet::new().key(&ROW.key("a"));
     let store = node.store.clone();
     let unknown = node
         .cached
@@ -276,7 +282,7 @@ async fn an_unknown_outcome_keeps_readers_on_the_store(pair: Pair) {
     ));
     let read = node.read("a").await;
     assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::Intent));
-    assert_eq!(read.value, Some(Json("two".into())));
+    assert_eq!(read.value, Some("two".into()));
 }
 
 /// The epoch ends between the announcement and the database write.
@@ -344,34 +350,32 @@ async fn a_proposal_waits_for_the_write_that_holds_the_guard(pair: Pair) {
 
 const PAGE: &str = "limit=10";
 
-async fn page(node: &Node, gate: Arc<Gate>) -> writethrough::Read<Json<String>> {
+async fn page(node: &Node, gate: Arc<Gate>) -> writethrough::Read<String> {
     let load = || async {
         let value = node.store.get("a").await.unwrap_or_default();
         gate.pass().await;
-        Ok::<_, StoreError>(Json(value))
+        Ok::<_, StoreError>(value)
     };
     node.cached
-        .read_page(&Collection::new("rows"), PAGE, load)
+        .read_page(&ROWS.all(), PAGE, load)
         .await
         .unwrap()
 }
 
 /// One whose load is held up.
-async fn held_page(node: &Node) -> (Arc<Gate>, JoinHandle<writethrough::Read<Json<String>>>) {
+async fn held_page(node: &Node) -> (Arc<Gate>, JoinHandle<writethrough::Read<String>>) {
     let node = node.clone();
     held(|gate| async move { page(&node, gate).await }).await
 }
 
 async fn write_member(node: &Node, value: &'static str) {
-    let set = WriteSet::new()
-        .key(Key::new("row", "a"))
-        .collection(Collection::new("rows"));
+    let set = WriteSet::new().key(&ROW.key("a")).collection(&ROWS.all());
     let store = node.store.clone();
     let op = move |guard| {
         let store = store.clone();
         async move {
             store.put(&guard, "a", Some(value)).await?;
-            Ok(Commit::new(()).cache(&Key::new("row", "a"), &Json(value.to_owned())))
+            Ok(Commit::new(()).cache(&ROW.key("a"), &value.to_owned()))
         }
     };
     node.cached.write_set(set, op).await.unwrap();
@@ -385,13 +389,13 @@ async fn a_page_is_cached_until_the_collection_changes(pair: Pair) {
     let hit = page(&node, Gate::open()).await;
     assert_eq!(
         (hit.outcome, hit.value),
-        (ReadOutcome::Hit, Some(Json("one".into())))
+        (ReadOutcome::Hit, Some("one".into()))
     );
     // A second page of the same collection fills under the same stamp.
-    let load = || async { Ok::<_, StoreError>(Json("other".to_owned())) };
+    let load = || async { Ok::<_, StoreError>("other".to_owned()) };
     let other = node
         .cached
-        .read_page(&Collection::new("rows"), "limit=3", load)
+        .read_page(&ROWS.all(), "limit=3", load)
         .await
         .unwrap();
     assert_eq!(other.outcome, ReadOutcome::Filled);
@@ -400,14 +404,14 @@ async fn a_page_is_cached_until_the_collection_changes(pair: Pair) {
     // The other page is the first to be filled, under a new stamp, which the old page lacks.
     let other = node
         .cached
-        .read_page(&Collection::new("rows"), "limit=3", load)
+        .read_page(&ROWS.all(), "limit=3", load)
         .await
         .unwrap();
     assert_eq!(other.outcome, ReadOutcome::Filled);
     let read = page(&node, Gate::open()).await;
     assert_eq!(
         (read.outcome, read.value),
-        (ReadOutcome::Filled, Some(Json("two".into())))
+        (ReadOutcome::Filled, Some("two".into()))
     );
 }
 
@@ -417,16 +421,10 @@ async fn a_slow_page_load_is_refused_after_a_write(pair: Pair) {
     write_member(&node, "old").await;
     let (gate, slow) = held_page(&node).await;
     write_member(&node, "new").await;
-    assert_eq!(
-        page(&node, Gate::open()).await.value,
-        Some(Json("new".into()))
-    );
+    assert_eq!(page(&node, Gate::open()).await.value, Some("new".into()));
     gate.let_through();
     assert_eq!(slow.await.unwrap().outcome, ReadOutcome::Unfilled);
-    assert_eq!(
-        page(&node, Gate::open()).await.value,
-        Some(Json("new".into()))
-    );
+    assert_eq!(page(&node, Gate::open()).await.value, Some("new".into()));
 }
 
 async fn readers_of_one_page_share_one_load(pair: Pair) {
@@ -460,10 +458,10 @@ async fn clearing_makes_the_next_read_a_miss_that_fills(pair: Pair) {
     }
     write_member(&node, "one").await;
     page(&node, Gate::open()).await;
-    let rows = Collection::new("rows");
-    // 500 values, one of them replaced by "a"; the stamp; the page.
-    assert_eq!(node.cached.clear("row", Some(&rows)).await.unwrap(), 503);
-    assert_eq!(node.cached.cached_values("row").await, Some(0));
+    assert_eq!(node.cached.clear(&ROW).await.unwrap(), 501);
+    // The stamp and the page.
+    assert_eq!(node.cached.clear(&ROWS).await.unwrap(), 2);
+    assert_eq!(node.cached.cached_values(&ROW).await, Some(0));
     assert_eq!(node.read("7").await.outcome, ReadOutcome::Filled);
     assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Filled);
 }
@@ -472,7 +470,7 @@ async fn clearing_leaves_intents_alone(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     let (gate, writer) = node.held_write("a", Some("one")).await;
-    assert_eq!(node.cached.clear("row", None).await.unwrap(), 0);
+    assert_eq!(node.cached.clear(&ROW).await.unwrap(), 0);
     assert_eq!(
         node.read("a").await.outcome,
         ReadOutcome::Bypassed(Bypass::Intent)
@@ -504,17 +502,17 @@ async fn values_expire(pair: Pair) {
     .await;
 }
 
+/// The same names with another type of values, as after a deployment.
+const NUMBER: Entity<str, i32> = Entity::new("row");
+const NUMBERS: Collection<(), i32> = Collection::new("rows");
+
 async fn bytes_of_another_type_are_read_from_the_store(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("text")).await.unwrap();
-    let load = || async { Ok::<_, StoreError>(Some(Json(7))) };
-    let read = node
-        .cached
-        .read::<Json<i32>, _, _, _>(&Key::new("row", "a"), load)
-        .await
-        .unwrap();
-    assert_eq!(read.value, Some(Json(7)));
+    let load = || async { Ok::<_, StoreError>(Some(7)) };
+    let read = node.cached.read(&NUMBER.key("a"), load).await.unwrap();
+    assert_eq!(read.value, Some(7));
     assert_eq!(read.outcome, ReadOutcome::Filled);
     let stats = node.cached.stats();
     assert_eq!((stats.decode_errors, stats.cache_errors), (1, 0));
@@ -525,32 +523,36 @@ async fn what_cannot_be_decoded_is_loaded_once_for_1000_reads(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node_with(patient()).await;
     node.write("a", Some("text")).await.unwrap();
-    let rows = Collection::new("rows");
-    let page = || async { Ok::<_, StoreError>(Json("text".to_owned())) };
+    let rows = ROWS.all();
+    let page = || async { Ok::<_, StoreError>("text".to_owned()) };
     node.cached.read_page(&rows, "all", page).await.unwrap();
     let (values, pages) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let readers: Vec<_> = (0..1000)
         .map(|_| {
-            let (node, rows) = (node.clone(), rows.clone());
+            let node = node.clone();
             let (values, pages) = (values.clone(), pages.clone());
             tokio::spawn(async move {
                 let load = || async {
                     values.fetch_add(1, Ordering::SeqCst);
-                    Ok::<_, StoreError>(Some(Json(7)))
+                    Ok::<_, StoreError>(Some(7))
                 };
-                let key = Key::new("row", "a");
+                let key = NUMBER.key("a");
                 let value = node.cached.read(&key, load).await.unwrap().value;
                 let load = || async {
                     pages.fetch_add(1, Ordering::SeqCst);
-                    Ok::<_, StoreError>(Json(8))
+                    Ok::<_, StoreError>(8)
                 };
-                let page = node.cached.read_page(&rows, "all", load).await.unwrap();
+                let page = node
+                    .cached
+                    .read_page(&NUMBERS.all(), "all", load)
+                    .await
+                    .unwrap();
                 (value, page.value)
             })
         })
         .collect();
     for reader in readers {
-        assert_eq!(reader.await.unwrap(), (Some(Json(7)), Some(Json(8))));
+        assert_eq!(reader.await.unwrap(), (Some(7), Some(8)));
     }
     assert_eq!(values.load(Ordering::SeqCst), 1);
     // A read that looked just before a page was filled, and came to load just after, loads too.
@@ -559,6 +561,117 @@ async fn what_cannot_be_decoded_is_loaded_once_for_1000_reads(pair: Pair) {
     let stats = node.cached.stats();
     assert_eq!((stats.bypassed(), stats.cache_errors), (0, 0));
     assert!(stats.decode_errors >= 2);
+}
+
+/// An old and a new version of a program side by side: neither takes the other's bytes.
+async fn a_value_of_another_version_is_a_miss_that_is_replaced(pair: Pair) {
+    const NEW: Entity<str, String> = ROW.version(2);
+    const NEW_LISTS: Collection<(), String> = ROWS.version(2);
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    node.write("a", Some("one")).await.unwrap();
+    assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Filled);
+    let read_new = async || {
+        let load = || async { Ok::<_, StoreError>(node.store.get("a").await) };
+        let read = node.cached.read(&NEW.key("a"), load).await.unwrap();
+        let load = || async { Ok::<_, StoreError>("new".to_owned()) };
+        let all = NEW_LISTS.all();
+        let page = node.cached.read_page(&all, PAGE, load).await.unwrap();
+        assert_eq!(read.value.as_deref(), Some("one"));
+        assert_eq!(page.value.as_deref(), Some("new"));
+        (read.outcome, page.outcome)
+    };
+    let replaced = (ReadOutcome::Filled, ReadOutcome::Filled);
+    let hits = (ReadOutcome::Hit, ReadOutcome::Hit);
+    assert_eq!(read_new().await, replaced);
+    assert_eq!(read_new().await, hits);
+    assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
+    assert_eq!(page(&node, Gate::open()).await.outcome, ReadOutcome::Filled);
+    assert_eq!(read_new().await, replaced);
+    // A write of the old version is seen by the new one: they share the key.
+    node.write("a", None).await.unwrap();
+    let load = || async { Ok::<_, StoreError>(node.store.get("a").await) };
+    let read = node.cached.read(&NEW.key("a"), load).await.unwrap();
+    assert_eq!((read.outcome, read.value), (ReadOutcome::Filled, None));
+    assert_eq!(node.cached.stats().decode_errors, 6);
+}
+
+/// JSON has no maps whose keys are pairs.
+async fn a_value_that_its_format_cannot_write_is_served_and_not_cached(pair: Pair) {
+    type Pairs = HashMap<(u8, u8), u8>;
+    const PAIRS: Entity<str, Pairs> = Entity::new("pairs");
+    let ground = Ground::new(pair).await;
+    let node = ground.node_with(patient()).await;
+    let pairs = Pairs::from([((1, 2), 3)]);
+    let gate = Gate::shut();
+    let reads: Vec<_> = (0..5)
+        .map(|_| {
+            let (node, pairs, gate) = (node.clone(), pairs.clone(), gate.clone());
+            tokio::spawn(async move {
+                let load = || async {
+                    gate.pass().await;
+                    Ok::<_, StoreError>(Some(pairs))
+                };
+                node.cached.read(&PAIRS.key("a"), load).await.unwrap()
+            })
+        })
+        .collect();
+    until("all but one wait", async || {
+        node.cached.stats().waiting == 4
+    })
+    .await;
+    gate.let_through();
+    let (mut alone, mut unfilled) = (0, 0);
+    for read in reads {
+        let read = read.await.unwrap();
+        assert_eq!(read.value.as_ref(), Some(&pairs));
+        match read.outcome {
+            ReadOutcome::Unfilled => unfilled += 1,
+            ReadOutcome::Bypassed(Bypass::Undecodable) => alone += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((unfilled, alone), (1, 4), "nobody waits a second time");
+    let stats = node.cached.stats();
+    assert_eq!((stats.encode_errors, stats.decode_errors), (1, 0));
+    // What does not exist has a form in every format.
+    let none = || async { Ok::<_, StoreError>(None) };
+    let read = node.cached.read(&PAIRS.key("b"), none).await.unwrap();
+    assert_eq!(read.outcome, ReadOutcome::Filled);
+}
+
+async fn an_entity_says_how_long_its_values_are_kept(pair: Pair) {
+    const SHORT: Duration = Duration::from_millis(100);
+    const BRIEF: Entity<str, String> = ROW.ttl(SHORT).negative_ttl(SHORT);
+    const BRIEF_LISTS: Collection<(), String> = ROWS.ttl(SHORT);
+    let ground = Ground::new(pair).await;
+    let node = ground.node().await;
+    // The same names without these times, kept for as long as the settings say.
+    node.read("kept").await;
+    for (id, value) in [("a", Some("one".to_owned())), ("b", None)] {
+        let read = async || {
+            let load = || async { Ok::<_, StoreError>(value.clone()) };
+            let read = node.cached.read(&BRIEF.key(id), load).await;
+            read.unwrap().outcome
+        };
+        assert_eq!(read().await, ReadOutcome::Filled);
+        until("the value expired", async || {
+            read().await == ReadOutcome::Filled
+        })
+        .await;
+    }
+    let read_page = async || {
+        let load = || async { Ok::<_, StoreError>("page".to_owned()) };
+        let all = BRIEF_LISTS.all();
+        let read = node.cached.read_page(&all, PAGE, load).await;
+        read.unwrap().outcome
+    };
+    read_page().await;
+    until("the page expired", async || {
+        read_page().await == ReadOutcome::Filled
+    })
+    .await;
+    assert_eq!(node.read("kept").await.outcome, ReadOutcome::Hit);
 }
 
 async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
@@ -583,14 +696,14 @@ async fn shutdown_waits_for_writes_and_refuses_new_ones(pair: Pair) {
         matches!(read.outcome, ReadOutcome::Bypassed(_)),
         "reads go on from the store"
     );
-    assert_eq!(read.value, Some(Json("one".into())));
+    assert_eq!(read.value, Some("one".into()));
 }
 
 async fn a_load_error_is_returned_and_frees_the_lease(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let load = || async { Err::<Option<Json<String>>, _>(StoreError("down".into())) };
-    let read = node.cached.read(&Key::new("row", "a"), load).await;
+    let load = || async { Err::<Option<String>, _>(StoreError("down".into())) };
+    let read = node.cached.read(&ROW.key("a"), load).await;
     assert!(matches!(read, Err(ReadError::Load(StoreError(why))) if why == "down"));
     let started = tokio::time::Instant::now();
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
@@ -617,7 +730,7 @@ async fn what_is_too_long_is_served_and_not_cached(pair: Pair) {
         node.write("a", Some(value)).await.unwrap();
         for _ in 0..2 {
             let found = node.read("a").await;
-            assert_eq!(found.value, Some(Json(value.into())));
+            assert_eq!(found.value, Some(value.into()));
             assert_eq!(found.outcome, read, "{value}");
         }
     }
@@ -625,14 +738,14 @@ async fn what_is_too_long_is_served_and_not_cached(pair: Pair) {
     assert_eq!(node.cached.stats().oversized, 3);
     let epoch = node.cached.status().epoch;
     let page_of = async |text: &'static str| {
-        let load = || async { Ok::<_, StoreError>(Json(text.to_owned())) };
-        let collection = Collection::new("rows");
+        let load = || async { Ok::<_, StoreError>(text.to_owned()) };
+        let collection = ROWS.all();
         let read = node
             .cached
             .read_page(&collection, text, load)
             .await
             .unwrap();
-        assert_eq!(read.value, Some(Json(text.to_owned())));
+        assert_eq!(read.value, Some(text.to_owned()));
         read.outcome
     };
     for _ in 0..2 {
@@ -670,10 +783,12 @@ impl CacheValue for Dotted {
 async fn what_says_that_it_may_not_be_cached_is_served_and_not_cached(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let key = Key::new("row", "a");
-    let (put, collection) = (node.store.clone(), Collection::new("rows"));
+    const DOTTED: Entity<str, Dotted, AsBytes> = Entity::new("row");
+    const LISTS: Collection<(), Dotted, AsBytes> = Collection::new("rows");
+    let key = DOTTED.key("a");
+    let (put, collection) = (node.store.clone(), LISTS.all());
     let write = async |value: &'static str| {
-        let (set, put, key) = (WriteSet::new().key(key.clone()), put.clone(), key.clone());
+        let (set, put, key) = (WriteSet::new().key(&key), put.clone(), key.clone());
         let op = move |guard| {
             let (put, key) = (put.clone(), key.clone());
             async move {
@@ -716,17 +831,17 @@ async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
             async move {
                 store.put(&guard, "a", Some(value)).await?;
                 store.put(&guard, "b", Some(value)).await?;
-                let [a, b] = ["a", "b"].map(|id| Key::new("row", id));
+                let [a, b] = ["a", "b"].map(|id| ROW.key(id));
                 Ok(Commit::new(())
-                    .cache(&a, &Json(value.to_owned()))
-                    .cache(&b, &Json(value.to_owned())))
+                    .cache(&a, &value.to_owned())
+                    .cache(&b, &value.to_owned()))
             }
         };
         node.cached.write_set(set, op).await.unwrap();
     };
     for (count, set) in [
-        (1, WriteSet::new().key(Key::new("row", "a"))),
-        (2, WriteSet::new().collection(Collection::new("rows"))),
+        (1, WriteSet::new().key(&ROW.key("a"))),
+        (2, WriteSet::new().collection(&ROWS.all())),
         (3, WriteSet::new()),
     ] {
         until("the cache is in use", async || node.cached.uses_cache()).await;
@@ -745,8 +860,8 @@ async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
     // Both announced, nothing is wrong.
     until("the cache is in use", async || node.cached.uses_cache()).await;
     let before = node.cached.status().epoch;
-    let set = WriteSet::new().key(Key::new("row", "a"));
-    write_both(set.key(Key::new("row", "b")), "newer").await;
+    let set = WriteSet::new().key(&ROW.key("a"));
+    write_both(set.key(&ROW.key("b")), "newer").await;
     assert_eq!(node.read("b").await.outcome, ReadOutcome::Hit);
     assert_eq!(node.cached.status().epoch, before);
     assert_eq!(node.cached.stats().unannounced_writes, 3);
@@ -794,18 +909,18 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
     let gate = Gate::shut();
     let write = tokio::spawn({
         let (node, gate) = (node.clone(), gate.clone());
-        let (key, store) = (Key::new("row", "a"), node.store.clone());
+        let (key, store) = (ROW.key("a"), node.store.clone());
         let op = move |guard: Guard| {
             drop(guard);
             let (key, store, gate) = (key.clone(), store.clone(), gate.clone());
             async move {
                 gate.pass().await;
                 store.put_unguarded("a", "new").await;
-                Ok::<_, OpError<StoreError>>(Commit::new(()).cache(&key, &Json("new".to_owned())))
+                Ok::<_, OpError<StoreError>>(Commit::new(()).cache(&key, &"new".to_owned()))
             }
         };
         async move {
-            let set = WriteSet::new().key(Key::new("row", "a"));
+            let set = WriteSet::new().key(&ROW.key("a"));
             node.cached.write_set(set, op).await.map(drop)
         }
     });
@@ -842,7 +957,7 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
 async fn the_count_of_values_is_never_older_than_an_own_write(pair: Pair) {
     let ground = Ground::with_own_redis(pair).await;
     let node = ground.node().await;
-    let count = async || node.cached.cached_values("row").await.unwrap();
+    let count = async || node.cached.cached_values(&ROW).await.unwrap();
     assert_eq!(count().await, 0);
     for (values, id) in ["a", "b", "c"].into_iter().enumerate() {
         node.write(id, Some("one")).await.unwrap();
@@ -868,7 +983,7 @@ async fn nodes_read_each_others_writes() {
         let value = format!("value {round}");
         a.write("a", Some(&value)).await.unwrap();
         let read = b.read("a").await;
-        assert_eq!(read.value, Some(Json(value.clone())));
+        assert_eq!(read.value, Some(value.clone()));
         assert_eq!(read.outcome, ReadOutcome::Hit);
         let value = format!("{value} again");
         b.write("a", Some(&value)).await.unwrap();
@@ -936,7 +1051,7 @@ async fn a_write_that_cannot_be_ended_is_acknowledged_only_in_the_next_epoch() {
     );
     write.await.unwrap().unwrap();
     let seen = reader.read("a").await;
-    assert_eq!(seen.value, Some(Json("new".into())), "{:?}", seen.outcome);
+    assert_eq!(seen.value, Some("new".into()), "{:?}", seen.outcome);
     assert!(reader.cached.status().epoch > Some(epoch));
 }
 
@@ -949,9 +1064,9 @@ async fn read_for(
     let load = || async {
         let value = node.store.get(id).await;
         tokio::time::sleep(takes).await;
-        Ok::<_, StoreError>(value.map(Json))
+        Ok::<_, StoreError>(value)
     };
-    let read = node.cached.read(&Key::new("row", id), load).await?;
+    let read = node.cached.read(&ROW.key(id), load).await?;
     Ok(read.outcome)
 }
 
@@ -961,7 +1076,7 @@ async fn loads_longer_than_the_wait_are_cached(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
-    node.cached.clear("row", None).await.unwrap();
+    node.cached.clear(&ROW).await.unwrap();
     let mut reads = Vec::new();
     for _ in 0..40 {
         let time = Duration::from_millis(400);
@@ -989,14 +1104,14 @@ async fn pages_that_load_longer_than_the_wait_are_cached(pair: Pair) {
     let load = |loads: Arc<std::sync::atomic::AtomicU64>| async move {
         loads.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(400)).await;
-        Ok::<_, StoreError>(Json("page".to_owned()))
+        Ok::<_, StoreError>("page".to_owned())
     };
     let loads = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let mut reads = Vec::new();
     for _ in 0..40 {
         let (node, loads) = (node.clone(), loads.clone());
         reads.push(tokio::spawn(async move {
-            let rows = Collection::new("rows");
+            let rows = ROWS.all();
             let read = node.cached.read_page(&rows, PAGE, || load(loads)).await;
             read.unwrap().outcome
         }));
@@ -1066,7 +1181,7 @@ async fn past_the_cache_no_read_joins_a_load_that_runs(pair: Pair) {
     let (later, second) = node.held_write("a", Some("newer")).await;
     let next = node.spawn(async |node| node.value("a").await);
     load.let_through();
-    assert_eq!(slow.await.unwrap().value, Some(Json("old".into())));
+    assert_eq!(slow.await.unwrap().value, Some("old".into()));
     assert_eq!(next.await.unwrap().as_deref(), Some("new"));
     later.let_through();
     second.await.unwrap().unwrap();
@@ -1128,9 +1243,9 @@ async fn followers_of_a_failed_load_try_once_more_and_are_told(pair: Pair) {
     let node = ground.node().await;
     let fail = |gate: Arc<Gate>| async move {
         gate.pass().await;
-        Err::<Option<Json<String>>, _>(StoreError("down".into()))
+        Err::<Option<String>, _>(StoreError("down".into()))
     };
-    let key = Key::new("row", "a");
+    let key = ROW.key("a");
     let gate = Gate::shut();
     let reads: Vec<_> = (0..10)
         .map(|_| {
@@ -1166,19 +1281,19 @@ async fn followers_of_a_failed_load_try_once_more_and_are_told(pair: Pair) {
 async fn a_store_that_gets_slower_with_its_load_still_fills_the_cache(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    node.cached.clear("row", None).await.unwrap();
+    node.cached.clear(&ROW).await.unwrap();
     let places = Arc::new(tokio::sync::Semaphore::new(2));
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = (0..60)
         .map(|reader| {
             let (node, places, stop) = (node.clone(), places.clone(), stop.clone());
             tokio::spawn(async move {
-                let key = Key::new("row", reader % 20);
+                let key = ROW.key((reader % 20).to_string());
                 while !stop.load(Ordering::SeqCst) {
                     let load = || async {
                         let _place = places.acquire().await.unwrap();
                         tokio::time::sleep(Duration::from_millis(60)).await;
-                        Ok::<_, StoreError>(Some(Json("v".to_owned())))
+                        Ok::<_, StoreError>(Some("v".to_owned()))
                     };
                     node.cached.read(&key, load).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -1187,7 +1302,7 @@ async fn a_store_that_gets_slower_with_its_load_still_fills_the_cache(pair: Pair
         })
         .collect();
     until("every key is cached while the readers go on", async || {
-        node.cached.cached_values("row").await == Some(20)
+        node.cached.cached_values(&ROW).await == Some(20)
     })
     .await;
     let loads = node.cached.stats().loads;
@@ -1205,7 +1320,7 @@ async fn readers_of_another_process_share_one_load_beside_the_lease() {
     let ground = Ground::new(Pair::RedisPostgres).await;
     let nodes = [ground.node().await, ground.node().await];
     nodes[0].write("a", Some("one")).await.unwrap();
-    nodes[0].cached.clear("row", None).await.unwrap();
+    nodes[0].cached.clear(&ROW).await.unwrap();
     let long = Duration::from_millis(1500);
     let holder = nodes[0].spawn(async move |node| read_for(&node, "a", long).await.unwrap());
     until("the holder loads", async || {

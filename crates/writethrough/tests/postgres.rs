@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
-use support::{Ground, Node, Pair, Store, pool_of, until};
+use support::{Ground, Node, Pair, ROW, Store, pool_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use writethrough::postgres::UnfitDatabase;
@@ -142,7 +142,7 @@ async fn two_primaries_share_no_key() {
     assert_eq!(isolated.cached.status().history, before.history);
     isolated.write("a", Some("isolated")).await.unwrap();
     moved.write("a", Some("moved")).await.unwrap();
-    isolated.cached.clear("row", None).await.unwrap();
+    isolated.cached.clear(&ROW).await.unwrap();
     for (node, value) in [(&isolated, "isolated"), (&moved, "moved")] {
         for _ in 0..3 {
             assert_eq!(node.value("a").await.as_deref(), Some(value));
@@ -248,10 +248,7 @@ async fn a_promotion_under_load_leaves_nothing_stale() {
                     // Postgres is away for a moment, and says so.
                     let _ = node.write(key, Some(&value)).await;
                     let load = || async { load_or_fail(&node.store, key).await };
-                    let _ = node
-                        .cached
-                        .read(&writethrough::Key::new("row", key), load)
-                        .await;
+                    let _ = node.cached.read(&ROW.key(key.as_str()), load).await;
                     writes += 1;
                 }
                 writes
@@ -287,10 +284,7 @@ async fn a_promotion_under_load_leaves_nothing_stale() {
     }
 }
 
-async fn load_or_fail(
-    store: &Store,
-    key: &str,
-) -> Result<Option<writethrough::Json<String>>, support::StoreError> {
+async fn load_or_fail(store: &Store, key: &str) -> Result<Option<String>, support::StoreError> {
     let failed = |error: String| support::StoreError(error);
     let pool = store.pool.as_ref().unwrap();
     let client = pool
@@ -301,7 +295,7 @@ async fn load_or_fail(
         .query_opt("SELECT value FROM rows WHERE key = $1", &[&key])
         .await
         .map_err(|error| failed(error.to_string()))?;
-    Ok(row.map(|row| writethrough::Json(row.get(0))))
+    Ok(row.map(|row| row.get(0)))
 }
 
 /// Passes everything on to a server, except that the answer to each execution of a prepared statement

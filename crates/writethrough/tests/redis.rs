@@ -12,11 +12,11 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::{Ground, Node, Pair, until};
+use support::{Ground, Node, Pair, ROW, until};
 use writethrough::cache::{Session, SessionWatch};
 use writethrough::{
-    Bypass, Cache, CacheError, Commit, Json, Key, Phase, ReadOutcome, RedisCache, RedisSettings,
-    Settings, Unavailable, WriteError, WriteSet,
+    Bypass, Cache, CacheError, Commit, Phase, ReadOutcome, RedisCache, RedisSettings, Settings,
+    Unavailable, WriteError, WriteSet,
 };
 use writethrough_protocol::{KeyState, Token};
 use writethrough_testbed::{ChildSpec, Redis, Testbed};
@@ -523,13 +523,13 @@ async fn walking_100_000_keys_never_holds_redis_up() {
 
     let idle = pings(redis, tokio::time::sleep(Duration::from_millis(300))).await;
     let counting = pings(redis, async {
-        assert_eq!(node.cached.cached_values("row").await, Some(100_000));
+        assert_eq!(node.cached.cached_values(&ROW).await, Some(100_000));
     })
     .await;
     let mut clearing = Duration::ZERO;
     let seen = monitored(redis, async {
         clearing = pings(redis, async {
-            assert_eq!(node.cached.clear("row", None).await.unwrap(), 100_000);
+            assert_eq!(node.cached.clear(&ROW).await.unwrap(), 100_000);
         })
         .await;
     })
@@ -687,7 +687,7 @@ async fn a_data_set_taken_over_from_another_server_is_never_believed() {
     let stored: Option<String> = a.query(&["GET", &key]).await.unwrap();
     assert_eq!(
         stored.as_deref(),
-        Some("V\"old\""),
+        Some("V\u{1}\"old\""),
         "the test shows nothing"
     );
     until("a new epoch uses the cache again", async || {
@@ -852,8 +852,8 @@ async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
 
 /// A write of these keys, each with a value.
 async fn write_all(node: &Node, ids: Vec<String>) -> support::Outcome<()> {
-    let keys: Vec<Key> = ids.iter().map(|id| Key::new("row", id)).collect();
-    let set = keys.iter().cloned().fold(WriteSet::new(), WriteSet::key);
+    let keys: Vec<_> = ids.iter().map(|id| ROW.key(id.as_str())).collect();
+    let set = keys.iter().fold(WriteSet::new(), WriteSet::key);
     let store = node.store.clone();
     node.cached
         .write_set(set, move |guard| {
@@ -862,7 +862,7 @@ async fn write_all(node: &Node, ids: Vec<String>) -> support::Outcome<()> {
                 let mut commit = Commit::new(());
                 for (key, id) in keys.iter().zip(&ids) {
                     store.put(&guard, id, Some("one")).await?;
-                    commit = commit.cache(key, &Json("one".to_owned()));
+                    commit = commit.cache(key, &"one".to_owned());
                 }
                 Ok(commit)
             }

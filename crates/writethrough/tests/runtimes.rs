@@ -10,11 +10,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
-use support::{Ground, Node, Pair, until};
+use support::{Ground, Node, Pair, ROW, ROWS, until};
 use tokio::runtime::{Builder, Runtime};
 use writethrough::{
-    Bypass, Collection, Commit, Indeterminate, Key, LocalFence, MemoryCache, OpError, ReadOutcome,
-    RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough,
+    Bypass, Commit, Indeterminate, LocalFence, MemoryCache, OpError, ReadOutcome, RedisCache,
+    RedisSettings, Settings, WriteError, WriteSet, WriteThrough,
 };
 
 fn driven_all_the_time() -> Runtime {
@@ -52,19 +52,20 @@ fn another_executor_may_poll_every_call(pair: Pair) {
         assert_eq!(node.value("1").await, None);
         node.write("1", Some("new")).await.unwrap();
         let read = node.read("1").await;
-        assert_eq!(read.value.unwrap().0, "new");
+        assert_eq!(read.value.unwrap(), "new");
         assert_eq!(read.outcome, ReadOutcome::Hit);
-        let load = || async { Ok::<_, Infallible>(bytes::Bytes::from_static(b"[]")) };
-        let collection = Collection::new("rows");
-        node.cached.read_page(&collection, "q", load).await.unwrap();
-        assert_eq!(node.cached.cached_values("row").await, Some(1));
-        assert!(node.cached.clear("row", Some(&collection)).await.unwrap() >= 1);
+        let load = || async { Ok::<_, Infallible>("page".to_owned()) };
+        let rows = ROWS.all();
+        node.cached.read_page(&rows, "q", load).await.unwrap();
+        assert_eq!(node.cached.cached_values(&ROW).await, Some(1));
+        assert_eq!(node.cached.clear(&ROW).await.unwrap(), 1);
+        assert_eq!(node.cached.clear(&ROWS).await.unwrap(), 2);
         // Loads and renews for longer than a fill lease lasts.
         let load = || async {
             tokio::time::sleep(Settings::default().fill_lease * 4 / 3).await;
-            Ok::<_, Infallible>(Some(bytes::Bytes::from_static(b"slow")))
+            Ok::<_, Infallible>(Some("slow".to_owned()))
         };
-        let read = node.cached.read(&Key::new("row", "2"), load).await.unwrap();
+        let read = node.cached.read(&ROW.key("2"), load).await.unwrap();
         assert_eq!(read.outcome, ReadOutcome::Filled);
         node.cached.shutdown().await;
     });
@@ -94,7 +95,7 @@ fn begin_write(runtime: &Runtime, node: &Node) -> Receiver<()> {
             }
         };
         cached
-            .write_set(WriteSet::new().key(Key::new("row", "1")), op)
+            .write_set(WriteSet::new().key(&ROW.key("1")), op)
             .await
     });
     wait
@@ -121,7 +122,7 @@ fn a_write_that_its_runtime_ends_is_counted_and_its_key_is_read_from_the_store()
         }));
     }
     let read = runtime.block_on(node.read("1"));
-    assert_eq!(read.value.unwrap().0, "old");
+    assert_eq!(read.value.unwrap(), "old");
     assert_eq!(read.outcome, ReadOutcome::Bypassed(Bypass::Intent));
     // Nothing waits for what has ended.
     let started = Instant::now();
@@ -135,7 +136,7 @@ fn a_write_whose_operation_panics_is_counted_and_its_outcome_is_unknown() {
     let ground = runtime.block_on(Ground::new(Pair::MemoryLocal));
     let node = runtime.block_on(ground.node());
     let op = |_guard| async { panic!("an operation of the test") };
-    let set = WriteSet::new().key(Key::new("row", "1"));
+    let set = WriteSet::new().key(&ROW.key("1"));
     let written = runtime.block_on(node.cached.write_set::<(), Infallible, _, _>(set, op));
     assert!(matches!(
         written,
@@ -155,7 +156,7 @@ fn in_a_runtime_driven_only_by_calls_reads_are_right_and_come_from_the_store() {
     let lease = Settings::default().timing.lease;
     driven_all_the_time().block_on(async { tokio::time::sleep(lease).await });
     let read = runtime.block_on(node.read("1"));
-    assert_eq!(read.value.unwrap().0, "new");
+    assert_eq!(read.value.unwrap(), "new");
     assert!(
         matches!(read.outcome, ReadOutcome::Bypassed(_)),
         "{:?}",

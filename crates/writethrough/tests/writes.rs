@@ -9,22 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use deadpool_postgres::Pool;
-use support::{Ground, Node, Pair, pool_of, until};
+use support::{Ground, Node, Pair, ROW, pool_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::SimpleQueryMessage;
-use writethrough::entity::Entity;
 use writethrough::postgres::{Statement, Transaction};
 use writethrough::writing::set::Slot;
 use writethrough::writing::{Commit, Guarded};
 use writethrough::{
-    Bypass, CacheValue, DecodeError, Indeterminate, Key, OpError, Read, ReadOutcome, Settings,
-    Unavailable, WriteError, Written,
+    Bypass, Indeterminate, OpError, ReadOutcome, Settings, Unavailable, WriteError, Written,
 };
-
-const ROW: Entity<str, String> = Entity::new("row");
 
 const PUT: &str = "INSERT INTO rows (key, value) VALUES ($1, $2) \
                    ON CONFLICT (key) DO UPDATE SET value = $2 RETURNING value";
@@ -49,26 +44,9 @@ impl Failure {
 
 type Outcome<T> = Result<Written<T>, WriteError<Failure>>;
 
-/// The bytes of a typed value: its version, and JSON.
-struct Typed(String);
-
-impl CacheValue for Typed {
-    fn encode(&self) -> Bytes {
-        [b"\x01", serde_json::to_vec(&self.0).unwrap().as_slice()]
-            .concat()
-            .into()
-    }
-
-    fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
-        assert_eq!(bytes[0], 1, "the version");
-        Ok(Self(serde_json::from_slice(&bytes[1..]).unwrap()))
-    }
-}
-
 async fn read(node: &Node, id: &str) -> (Option<String>, ReadOutcome) {
-    let load = || async { Ok::<_, Failure>(node.store.get(id).await.map(Typed)) };
-    let read: Read<Typed> = node.cached.read(&Key::new("row", id), load).await.unwrap();
-    (read.value.map(|Typed(value)| value), read.outcome)
+    let read = node.read(id).await;
+    (read.value, read.outcome)
 }
 
 fn hit(value: &str) -> (Option<String>, ReadOutcome) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::entity::{self, CollectionKey, Key, Traits, Whole};
+use crate::entity::{CollectionKey, Key, Traits, Whole};
 use crate::format::{AsJson, Format};
 use crate::key::{self, WriteSet};
 use crate::write::{self, NewValue};
@@ -53,19 +53,8 @@ impl<V, F> fmt::Debug for Slot<V, F> {
 pub(crate) struct Values(HashMap<key::Key, NewValue>);
 
 impl Values {
-    /// A value that its format cannot write, or that may not be cached, leaves the key empty.
     pub(crate) fn cache<V, F: Format<V>>(&mut self, slot: &Slot<V, F>, value: &V) {
-        let bytes = if F::may_be_cached(value) {
-            entity::encode::<V, F>(slot.traits, value)
-                .inspect_err(|error| tracing::warn!("a written value is not cached: {error}"))
-                .ok()
-        } else {
-            None
-        };
-        let new = NewValue {
-            payload: bytes.map(Some),
-            ttl: slot.traits.ttl,
-        };
+        let new = NewValue::of::<V, F>(value, slot.traits);
         self.0.insert(slot.name.clone(), new);
     }
 

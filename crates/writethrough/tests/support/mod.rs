@@ -15,12 +15,18 @@ use deadpool_postgres::{Manager, Pool};
 use tokio::sync::{Notify, OnceCell};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
+use writethrough::entity::{Collection, Entity};
 use writethrough::{
-    Cache, Commit, Fence, Guard, Json, Key, LocalFence, MemoryCache, OpError, PostgresFence, Read,
+    Cache, Commit, Fence, Guard, LocalFence, MemoryCache, OpError, PostgresFence, Read,
     ReadOutcome, RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough, Written,
     postgres,
 };
 use writethrough_testbed::{Link, Postgres, Redis, Testbed};
+
+/// One row of text a key.
+pub const ROW: Entity<str, String> = Entity::new("row");
+/// Lists of rows.
+pub const ROWS: Collection<(), String> = Collection::new("rows");
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -339,9 +345,9 @@ impl Node {
         tokio::spawn(work(self.clone()))
     }
 
-    pub async fn read(&self, id: &str) -> Read<Json<String>> {
-        let load = || async { Ok::<_, StoreError>(self.store.get(id).await.map(Json)) };
-        self.cached.read(&Key::new("row", id), load).await.unwrap()
+    pub async fn read(&self, id: &str) -> Read<String> {
+        let load = || async { Ok::<_, StoreError>(self.store.get(id).await) };
+        self.cached.read(&ROW.key(id), load).await.unwrap()
     }
 
     /// The key in the cache of a row's value in the present epoch.
@@ -353,17 +359,17 @@ impl Node {
 
     /// The value that a read returns.
     pub async fn value(&self, id: &str) -> Option<String> {
-        self.read(id).await.value.map(|Json(value)| value)
+        self.read(id).await.value
     }
 
     /// A read whose load waits at the gate after it has read the store.
-    pub async fn read_slowly(&self, id: &str, gate: Arc<Gate>) -> Read<Json<String>> {
+    pub async fn read_slowly(&self, id: &str, gate: Arc<Gate>) -> Read<String> {
         let load = || async {
             let value = self.store.get(id).await;
             gate.pass().await;
-            Ok::<_, StoreError>(value.map(Json))
+            Ok::<_, StoreError>(value)
         };
-        self.cached.read(&Key::new("row", id), load).await.unwrap()
+        self.cached.read(&ROW.key(id), load).await.unwrap()
     }
 
     pub async fn write(&self, id: &str, value: Option<&str>) -> Outcome<()> {
@@ -371,7 +377,7 @@ impl Node {
     }
 
     /// Such a read on a task of its own: it waits now, until the gate is opened.
-    pub async fn held_read(&self, id: &str) -> (Arc<Gate>, JoinHandle<Read<Json<String>>>) {
+    pub async fn held_read(&self, id: &str) -> (Arc<Gate>, JoinHandle<Read<String>>) {
         let (node, id) = (self.clone(), id.to_owned());
         held(|gate| async move { node.read_slowly(&id, gate).await }).await
     }
@@ -394,8 +400,8 @@ impl Node {
     ) -> Outcome<()> {
         let (store, id) = (self.store.clone(), id.to_owned());
         let value = value.map(str::to_owned);
-        let key = Key::new("row", &id);
-        let set = WriteSet::new().key(key.clone());
+        let key = ROW.key(id.as_str());
+        let set = WriteSet::new().key(&key);
         self.cached
             .write_set(set, move |guard| {
                 let (store, id, value) = (store.clone(), id.clone(), value.clone());
@@ -405,7 +411,7 @@ impl Node {
                     store.put(&guard, &id, value.as_deref()).await?;
                     let commit = Commit::new(());
                     Ok(match value {
-                        Some(value) => commit.cache(&key, &Json(value)),
+                        Some(value) => commit.cache(&key, &value),
                         None => commit,
                     })
                 }
