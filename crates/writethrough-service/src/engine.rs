@@ -97,7 +97,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// As for [`WriteThrough::start`].
+    /// As for [`writethrough::Builder::start`].
     pub fn start(
         consistency: Consistency,
         settings: Settings,
@@ -106,7 +106,11 @@ impl Engine {
     ) -> Result<Self, StartError> {
         let direct = |settings| Arc::new(Direct::new(settings, cache.sessions()));
         Ok(match consistency {
-            Consistency::Strict => Self::Strict(WriteThrough::start(settings, cache, fence)?),
+            Consistency::Strict => Self::Strict(
+                WriteThrough::builder(cache, fence)
+                    .settings(settings)
+                    .start()?,
+            ),
             Consistency::Textbook => {
                 let direct = direct(settings.clone());
                 Self::Textbook(Arc::new(Textbook::new(settings, cache)), direct)

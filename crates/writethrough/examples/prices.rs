@@ -2,14 +2,14 @@
 //! `cargo run -p writethrough --example prices -- POSTGRES_URL REDIS_URL`.
 #![allow(clippy::print_stdout, reason = "a program whose output is its purpose")]
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use deadpool_postgres::{Manager, Pool, PoolError};
 use tokio_postgres::NoTls;
 use writethrough::entity::Entity;
 use writethrough::postgres::op_error;
 use writethrough::{
-    Commit, OpError, PostgresFence, RedisCache, RedisSettings, Settings, WriteSet, WriteThrough,
+    Commit, OpError, PostgresFence, RedisCache, RedisSettings, WriteSet, WriteThrough,
 };
 
 /// Prices in cents, by their names.
@@ -69,13 +69,10 @@ async fn main() -> Result<(), Failure> {
     client.batch_execute(table).await?;
     drop(client);
 
-    let cache = Arc::new(RedisCache::connect(RedisSettings::new(redis))?);
-    let fence = Arc::new(PostgresFence::new(pool.clone()));
-    let cached = WriteThrough::start(Settings::default(), cache, fence)?;
+    let cache = RedisCache::connect(RedisSettings::new(redis))?;
+    let cached = WriteThrough::builder(cache, PostgresFence::new(pool.clone())).start()?;
     // Optional: without it the first reads come from Postgres.
-    while !cached.uses_cache() {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    cached.ready(Duration::from_secs(5)).await?;
 
     show(&cached, &pool, "coffee").await?;
     set(&cached, &pool, "tea", 450).await?;

@@ -12,7 +12,7 @@ use crate::cache::End;
 use crate::cache::observed::Observed;
 use crate::engine::{Engine, NewValue, new_token};
 use crate::error::CacheError;
-use crate::key::{Key, WriteSet};
+use crate::key::{Frame, Key, WriteSet};
 
 /// How often a command of a write is tried in all: a quarter of a second each, and the write has
 /// a deadline.
@@ -64,17 +64,17 @@ impl Announced {
         engine: &Engine,
         set: &WriteSet,
         epoch: Epoch,
-        suffix: &str,
+        frame: &Frame,
         session: Observed,
     ) -> Result<Self, CacheError> {
         let values = set
             .keys
             .iter()
-            .map(|key| (key.in_epoch(suffix), Some(key.clone())));
+            .map(|key| (key.in_epoch(frame), Some(key.clone())));
         let stamps = set
             .collections
             .iter()
-            .map(|collection| (collection.in_epoch(suffix), None));
+            .map(|collection| (collection.in_epoch(frame), None));
         let mut announced = Self {
             keys: values.chain(stamps).collect(),
             token: new_token(),

@@ -18,6 +18,7 @@ use crate::entity::{self, Traits};
 use crate::error::{CacheError, FenceError, StartError};
 use crate::fence::Fence;
 use crate::format::Format;
+use crate::key::Frame;
 use crate::lateness::Lateness;
 use crate::runtime;
 use crate::settings::Settings;
@@ -65,8 +66,8 @@ pub(crate) struct Engine {
 /// is used with always belong to each other.
 pub(crate) struct View {
     pub(crate) node: Node,
-    /// What the keys of the node's epoch end in.
-    pub(crate) suffix: Arc<str>,
+    /// What stands around the names in the keys of the node's epoch.
+    pub(crate) frame: Arc<Frame>,
     pub(crate) session: Option<Arc<dyn Session>>,
 }
 
@@ -114,13 +115,14 @@ impl NewValue {
 }
 
 impl Engine {
-    /// The engine of a node that knows nothing yet.
+    /// The engine of a node that knows nothing yet; its keys begin with `prefix`.
     ///
     /// # Errors
     ///
     /// [`StartError`] when the settings are out of bounds, or there is no runtime.
     pub(crate) fn new(
         settings: Settings,
+        prefix: String,
         cache: Arc<dyn Cache>,
         fence: Arc<dyn Fence>,
     ) -> Result<Self, StartError> {
@@ -129,7 +131,7 @@ impl Engine {
         Ok(Self {
             view: Mutex::new(View {
                 node: Node::new(settings.timing),
-                suffix: "".into(),
+                frame: Frame::without_epoch(prefix).into(),
                 session: None,
             }),
             loads: Arc::new(SingleFlight::new(settings.max_loads)),

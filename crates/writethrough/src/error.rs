@@ -16,10 +16,18 @@ pub enum StartError {
     /// The settings contradict what the protocol's safety rests on.
     #[error(transparent)]
     Settings(#[from] InvalidSettings),
+    /// The namespace is not allowed.
+    #[error(transparent)]
+    Namespace(#[from] InvalidNamespace),
     /// It was not called inside of a runtime.
     #[error(transparent)]
     NoRuntime(#[from] NoRuntime),
 }
+
+/// The namespace has signs that would make keys ambiguous, or none, or too many. Carries it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the namespace {0:?} is not allowed: use 1 to 64 letters, digits, `_`, `-` and `.`")]
+pub struct InvalidNamespace(pub String);
 
 /// Why a write was not made, past what the operation itself refuses. Nothing was written.
 #[derive(Debug, Clone, thiserror::Error)]

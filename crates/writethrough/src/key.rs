@@ -5,10 +5,32 @@ use std::fmt;
 
 use writethrough_protocol::EpochRow;
 
-/// What every key of an epoch ends in: `@<history>.<epoch>`. Another database, and another history
-/// of this one, never has the same.
-pub(crate) fn suffix(row: &EpochRow) -> String {
-    format!("@{}.{}", row.history, row.number)
+/// What stands around each name in a key of the cache.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    /// The namespace and a slash, or nothing.
+    pub(crate) prefix: String,
+    /// What every key of an epoch ends in: `@<history>.<epoch>`. Another database, and another history
+    /// of this one, never has the same.
+    pub(crate) suffix: String,
+}
+
+impl Frame {
+    /// The frame before an epoch is known.
+    pub(crate) fn without_epoch(prefix: String) -> Self {
+        Self {
+            prefix,
+            suffix: String::new(),
+        }
+    }
+
+    /// The same namespace in this epoch.
+    pub(crate) fn in_epoch(&self, row: &EpochRow) -> Self {
+        Self {
+            prefix: self.prefix.clone(),
+            suffix: format!("@{}.{}", row.history, row.number),
+        }
+    }
 }
 
 /// Names one cached value: an entity and an id, as in `item:550e8400-...`.
@@ -27,10 +49,10 @@ impl Key {
         &self.0
     }
 
-    /// The cache key inside an epoch: `item:<id>@<history>.<epoch>`.
-    pub(crate) fn in_epoch(&self, suffix: &str) -> String {
+    /// The cache key inside an epoch: `shop/item:<id>@<history>.<epoch>`.
+    pub(crate) fn in_epoch(&self, frame: &Frame) -> String {
         // One allocation: this is on the path of every hit.
-        [self.0.as_str(), suffix].concat()
+        [frame.prefix.as_str(), &self.0, &frame.suffix].concat()
     }
 }
 
@@ -56,15 +78,15 @@ impl Collection {
         &self.0
     }
 
-    /// The key of the stamp: `{items}@<history>.<epoch>`. The braces put it and its pages into one
+    /// The key of the stamp: `shop/{items}@<history>.<epoch>`. The braces put it and its pages into one
     /// hash slot.
-    pub(crate) fn in_epoch(&self, suffix: &str) -> String {
-        format!("{{{}}}{suffix}", self.0)
+    pub(crate) fn in_epoch(&self, Frame { prefix, suffix }: &Frame) -> String {
+        format!("{prefix}{{{}}}{suffix}", self.0)
     }
 
-    /// The key of one page: `{items}@<history>.<epoch>:<query>`.
-    pub(crate) fn page_in_epoch(&self, suffix: &str, query: &str) -> String {
-        format!("{{{}}}{suffix}:{query}", self.0)
+    /// The key of one page: `shop/{items}@<history>.<epoch>:<query>`.
+    pub(crate) fn page_in_epoch(&self, Frame { prefix, suffix }: &Frame, query: &str) -> String {
+        format!("{prefix}{{{}}}{suffix}:{query}", self.0)
     }
 
     /// The name of one page in any epoch.

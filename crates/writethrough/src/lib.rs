@@ -10,10 +10,11 @@
 //! ```
 //! use std::sync::Arc;
 //! use std::collections::HashMap;
+//! use std::time::Duration;
 //! use tokio::sync::Mutex;
 //! use writethrough::entity::Entity;
 //! use writethrough::{
-//!     Commit, LocalFence, MemoryCache, OpError, ReadOutcome, Settings, WriteSet, WriteThrough,
+//!     Commit, LocalFence, MemoryCache, OpError, ReadOutcome, WriteSet, WriteThrough,
 //! };
 //!
 //! const PRICE: Entity<str, u32> = Entity::new("price");
@@ -24,9 +25,9 @@
 //!     let prices = Arc::new(Mutex::new(HashMap::from([("tea", 450)])));
 //!
 //!     // With RedisCache and PostgresFence this is Redis in front of Postgres, on many nodes.
-//!     let cache = Arc::new(MemoryCache::new(64 << 20));
-//!     let cached = WriteThrough::start(Settings::default(), cache, Arc::new(LocalFence::new()))?;
-//!     # while !cached.uses_cache() { tokio::task::yield_now().await }
+//!     let cached = WriteThrough::builder(MemoryCache::new(64 << 20), LocalFence::new()).start()?;
+//!     // Optional: without it the first reads come from the store.
+//!     cached.ready(Duration::from_secs(5)).await?;
 //!
 //!     let key = PRICE.key("tea");
 //!     let table = prices.clone();
@@ -69,7 +70,7 @@
 //!
 //! # The runtime
 //!
-//! [`WriteThrough::start`] and [`RedisCache::connect`] need a tokio runtime with timers and I/O that
+//! [`Builder::start`] and [`RedisCache::connect`] need a tokio runtime with timers and I/O that
 //! is driven for as long as the engine is used: a multi-thread one, or a current-thread one whose
 //! `block_on` does not return before. In a runtime that is driven only while a call waits in
 //! `block_on` the epoch is not polled between the calls: what is read is right, but hardly ever a
@@ -90,12 +91,14 @@
 #![warn(missing_debug_implementations)]
 
 mod announce;
+mod builder;
 mod clock;
 mod engine;
 mod error;
 mod key;
 mod lateness;
 mod read;
+mod readiness;
 mod runtime;
 mod settings;
 mod single_flight;
@@ -115,16 +118,18 @@ pub mod format;
 pub mod postgres;
 pub mod writing;
 
+pub use builder::Builder;
 pub use cache::{
     Cache, MemoryCache, RedisCache, RedisCertificates, RedisConnectError, RedisSettings,
 };
 pub use error::{
-    CacheError, FenceError, Fenced, Indeterminate, NoConnection, OpError, ReadError, StartError,
-    Unavailable, WriteError,
+    CacheError, FenceError, Fenced, Indeterminate, InvalidNamespace, NoConnection, OpError,
+    ReadError, StartError, Unavailable, WriteError,
 };
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};
+pub use readiness::NotReady;
 pub use runtime::NoRuntime;
 pub use settings::{InvalidSettings, Settings};
 pub use stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};

@@ -19,7 +19,7 @@ use crate::engine::{Engine, new_token};
 use crate::entity::{self, Traits};
 use crate::error::ReadError;
 use crate::format::Format;
-use crate::key::{Collection, Key};
+use crate::key::{Collection, Frame, Key};
 use crate::single_flight::{Follower, Leader, Role, Shared, Turn};
 use crate::value::DecodeError;
 
@@ -285,8 +285,8 @@ impl Engine {
             return;
         };
         let name = match place {
-            Place::Value(key) => key.in_epoch(&permit.suffix),
-            Place::Page(collection, query) => collection.page_in_epoch(&permit.suffix, query),
+            Place::Value(key) => key.in_epoch(&permit.frame),
+            Place::Page(collection, query) => collection.page_in_epoch(&permit.frame, query),
         };
         if let Err(error) = permit.session.discard(&name, bytes).await {
             self.cache_failed("removing an undecodable value", &error);
@@ -533,7 +533,7 @@ impl Engine {
             (ReadPermit::Cached(_), None) => Err(Bypass::NotConnected),
             (ReadPermit::Cached(epoch), Some(session)) => Ok(Permit {
                 epoch,
-                suffix: view.suffix.clone(),
+                frame: view.frame.clone(),
                 session: Observed::new(session.clone(), Some(epoch)),
             }),
         }
@@ -543,7 +543,7 @@ impl Engine {
         match self.permit() {
             Err(reason) => Looked::Bypass(reason),
             Ok(permit) => {
-                let key = key.in_epoch(&permit.suffix);
+                let key = key.in_epoch(&permit.frame);
                 watch
                     .time(self.look_in_epoch(key, permit.epoch, permit.session))
                     .await
@@ -661,8 +661,8 @@ impl Engine {
             Err(reason) => Looked::Bypass(reason),
             Ok(permit) => {
                 let names = PageName {
-                    collection: collection.in_epoch(&permit.suffix),
-                    page: collection.page_in_epoch(&permit.suffix, query),
+                    collection: collection.in_epoch(&permit.frame),
+                    page: collection.page_in_epoch(&permit.frame, query),
                 };
                 watch
                     .time(self.look_in_collection(names, query, permit.epoch, permit.session))
@@ -732,10 +732,10 @@ impl Engine {
     }
 }
 
-/// What a read may use of the cache: the session belongs to the epoch, and its keys end in `suffix`.
+/// What a read may use of the cache: the session belongs to the epoch, and its keys stand in `frame`.
 struct Permit {
     epoch: Epoch,
-    suffix: Arc<str>,
+    frame: Arc<Frame>,
     session: Observed,
 }
 

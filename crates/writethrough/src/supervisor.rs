@@ -12,7 +12,6 @@ use crate::cache::memory::IN_PROCESS;
 use crate::clock;
 use crate::engine::{Engine, Proposed};
 use crate::error::FenceError;
-use crate::key::suffix;
 
 /// The bound of one proposal, beyond the short lock wait of the fence itself.
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -171,7 +170,7 @@ fn observe(
         let before = view.node.astray();
         let changed = view.node.saw(sighting, started, clock::now());
         if changed && let Some(row) = view.node.row() {
-            view.suffix = suffix(row).into();
+            view.frame = view.frame.in_epoch(row).into();
         }
         (changed, before, view.node.astray())
     });

@@ -20,7 +20,7 @@ use crate::entity;
 use crate::error::{Indeterminate, OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::format::Format;
-use crate::key::{Key, WriteSet};
+use crate::key::{Frame, Key, WriteSet};
 use crate::runtime;
 use crate::stats::Counter;
 use crate::supervisor;
@@ -31,7 +31,7 @@ const TURN_WAIT: Duration = Duration::from_secs(1);
 
 /// What a write may do now.
 enum Permit {
-    Cached(Epoch, Arc<str>, Observed),
+    Cached(Epoch, Arc<Frame>, Observed),
     Bypass(Epoch),
     /// The cache of this epoch cannot be reached from here: end the epoch first.
     Leave(Epoch),
@@ -208,7 +208,7 @@ impl Engine {
                     self.still_alive()?;
                     continue;
                 }
-                Permit::Cached(epoch, suffix, session) => {
+                Permit::Cached(epoch, frame, session) => {
                     if turn.is_none() {
                         let held = self.turn(&set, deadline).await?;
                         let waited = held.waited;
@@ -219,7 +219,7 @@ impl Engine {
                         }
                     }
                     let started = Instant::now();
-                    let announced = Announced::place(self, &set, epoch, &suffix, session).await;
+                    let announced = Announced::place(self, &set, epoch, &frame, session).await;
                     cache_time += started.elapsed();
                     match (after_begin(announced.is_ok()), announced) {
                         (AfterBegin::Write, announced) => (epoch, announced.ok()),
@@ -346,16 +346,16 @@ impl Engine {
         let mut patience: Option<Instant> = None;
         loop {
             changed.borrow_and_update();
-            let (permit, suffix, session) = {
+            let (permit, frame, session) = {
                 let view = self.view();
                 let permit = view.node.write_permit(clock::now());
-                (permit, view.suffix.clone(), view.session.clone())
+                (permit, view.frame.clone(), view.session.clone())
             };
             let wake = match (permit, session) {
                 (WritePermit::Bypass(epoch), _) => return Some(Permit::Bypass(epoch)),
                 (WritePermit::Cached(epoch), Some(session)) => {
                     let session = Observed::new(session, Some(epoch));
-                    return Some(Permit::Cached(epoch, suffix, session));
+                    return Some(Permit::Cached(epoch, frame, session));
                 }
                 (WritePermit::Cached(epoch) | WritePermit::Unreachable(epoch), session) => {
                     let until = *patience

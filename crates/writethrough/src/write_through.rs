@@ -15,7 +15,7 @@ use crate::entity::{Cleared, CollectionKey, Entity, Key};
 use crate::error::{CacheError, FenceError, OpError, ReadError, StartError, WriteError};
 use crate::fence::{Fence, Guard};
 use crate::format::Format;
-use crate::key::WriteSet;
+use crate::key::{Frame, WriteSet};
 use crate::read::{Place, Read};
 use crate::runtime::within;
 use crate::settings::Settings;
@@ -64,21 +64,14 @@ impl fmt::Debug for WriteThrough {
 }
 
 impl WriteThrough {
-    /// Starts the engine: from here on it keeps its view of the epoch current. Returns at once,
-    /// whether or not the cache or the fence can be reached; until both are, reads go to the store
-    /// and writes wait for the fence. Must be called inside of a tokio runtime, in which the engine
-    /// then lives: what that runtime must be is said in [`crate`].
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`] when the settings contradict what the protocol's safety rests on, or there is
-    /// no runtime.
-    pub fn start(
+    /// Starts the engine of a [`crate::Builder`]; the keys begin with `prefix`.
+    pub(crate) fn start(
         settings: Settings,
+        prefix: String,
         cache: Arc<dyn Cache>,
         fence: Arc<dyn Fence>,
     ) -> Result<Self, StartError> {
-        let engine = Arc::new(Engine::new(settings, cache, fence)?);
+        let engine = Arc::new(Engine::new(settings, prefix, cache, fence)?);
         supervisor::start(&engine);
         let _last = Arc::new(Last(engine.clone()));
         Ok(Self { engine, _last })
@@ -279,12 +272,13 @@ impl WriteThrough {
     /// Harmless. The cache server is asked in small steps and never blocked.
     pub async fn cached_values<I: ?Sized, V, F>(&self, entity: &Entity<I, V, F>) -> Option<u64> {
         let entity = entity.name();
-        let (session, suffix) = {
+        let (session, frame) = {
             let view = self.engine.view();
-            let suffix = view.node.row().map(|_| view.suffix.clone());
-            (view.session.clone(), suffix)
+            view.node.row()?;
+            (view.session.clone(), view.frame.clone())
         };
-        let pattern = format!("{entity}:*{}", suffix?);
+        let Frame { prefix, suffix } = &*frame;
+        let pattern = format!("{prefix}{entity}:*{suffix}");
         let session = session?;
         let counters = &self.engine.counters;
         let ended = || counters.writes.get() + counters.indeterminate_writes.get();
@@ -332,17 +326,17 @@ impl WriteThrough {
     /// Removing a value is always safe. A fill under way is refused, so a value read after the
     /// clearing was loaded after it began.
     pub async fn clear(&self, cleared: &impl Cleared) -> Result<u64, CacheError> {
-        let (session, history) = {
+        let (session, history, frame) = {
             let view = self.engine.view();
             let history = view.node.row().map(|row| row.history.clone());
-            (view.session.clone(), history)
+            (view.session.clone(), history, view.frame.clone())
         };
         let none = || CacheError::Connection("there is no cache now".into());
         let session = session.ok_or_else(none)?;
         let epochs = format!("@{}.*", history.ok_or_else(none)?);
         let mut removed = 0;
         for names in cleared.patterns() {
-            let pattern = format!("{names}{epochs}");
+            let pattern = format!("{}{names}{epochs}", frame.prefix);
             let clear = session.clear(&pattern);
             removed += within(&self.engine.runtime, pin!(clear)).await?;
         }

@@ -5,7 +5,6 @@
 mod support;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -28,8 +27,7 @@ fn driven_by_calls() -> Runtime {
 
 #[test]
 fn starting_and_connecting_outside_of_a_runtime_are_errors_with_the_remedy() {
-    let cache = Arc::new(MemoryCache::new(1 << 20));
-    let started = WriteThrough::start(Settings::default(), cache, Arc::new(LocalFence::new()));
+    let started = WriteThrough::builder(MemoryCache::new(1 << 20), LocalFence::new()).start();
     let connected = RedisCache::connect(RedisSettings::new("redis://127.0.0.1:1"));
     for error in [
         started.err().unwrap().to_string(),

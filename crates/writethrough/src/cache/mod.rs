@@ -68,6 +68,20 @@ impl FillLease {
     }
 }
 
+impl<C: Cache + ?Sized> Cache for Arc<C> {
+    fn sessions(&self) -> SessionWatch {
+        (**self).sessions()
+    }
+
+    fn trouble(&self) -> Option<CacheError> {
+        (**self).trouble()
+    }
+
+    fn close(&self) {
+        (**self).close();
+    }
+}
+
 /// How one write ends in one key.
 #[derive(Debug, Clone)]
 pub struct End {

@@ -78,7 +78,8 @@ pub struct RedisSettings {
     pub command_timeout: Duration,
     /// The bound of connecting and verifying, 1 s by default.
     pub connect_timeout: Duration,
-    /// What the keys begin with, as in `item:` and `{items}`; none by default. A new connection is
+    /// What the keys begin with, as in `item:` and `{items}`, with the namespace in front if there is
+    /// one (`shop/item:`); none by default. A new connection is
     /// verified on such keys, so that rights that its user lacks are found before a write needs them.
     /// Keys that are not named here are verified once one of them was refused.
     pub key_prefixes: Vec<String>,
@@ -1042,12 +1043,14 @@ fn read_keys(command: &Cmd) -> Vec<String> {
     }
 }
 
-/// What the keys of the same entity or collection begin with: `item:`, `{items}`.
+/// What the keys of the same entity or collection begin with: `item:`, `{items}`, `shop/item:`.
 fn prefix_of(key: &str) -> Option<&str> {
-    let end = if key.starts_with('{') { '}' } else { ':' };
-    key.split_inclusive(end)
-        .next()
-        .filter(|prefix| prefix.ends_with(end))
+    let first = key.find([':', '{'])?;
+    let end = match key.as_bytes()[first] {
+        b':' => first,
+        _ => first + key[first..].find('}')?,
+    };
+    Some(&key[..=end])
 }
 
 /// Sorts an error by what it says of the connection.
@@ -1482,5 +1485,25 @@ impl Session for RedisSession {
 
     async fn clear(&self, pattern: &str) -> Result<u64, CacheError> {
         self.walk(pattern, &self.scripts.clear).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_one_entity_or_collection_have_one_prefix() {
+        for (key, prefix) in [
+            ("item:1@h.7", Some("item:")),
+            ("{items}@h.7:limit=3", Some("{items}")),
+            ("{orders_of:7}@h.7", Some("{orders_of:7}")),
+            ("shop/item:a{b}@h.7", Some("shop/item:")),
+            ("shop/{items}@h.7:q", Some("shop/{items}")),
+            ("{broken", None),
+            ("other", None),
+        ] {
+            assert_eq!(prefix_of(key), prefix, "{key}");
+        }
     }
 }

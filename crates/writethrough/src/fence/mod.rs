@@ -135,3 +135,30 @@ pub trait Fence: Send + Sync + 'static {
     /// [`Fenced`] when the fence already knows that the epoch is over.
     async fn enter(&self, epoch: Epoch) -> Result<Guard, Fenced>;
 }
+
+#[async_trait]
+impl<F: Fence + ?Sized> Fence for Arc<F> {
+    async fn poll(&self) -> Result<Sighting, FenceError> {
+        (**self).poll().await
+    }
+
+    async fn propose(&self, proposal: &Proposal) -> Result<Sighting, FenceError> {
+        (**self).propose(proposal).await
+    }
+
+    async fn mark_settled(&self, epoch: Epoch) -> Result<(), FenceError> {
+        (**self).mark_settled(epoch).await
+    }
+
+    async fn report_trouble(&self) -> Result<(), FenceError> {
+        (**self).report_trouble().await
+    }
+
+    fn refuses_changes(&self) -> Option<FenceError> {
+        (**self).refuses_changes()
+    }
+
+    async fn enter(&self, epoch: Epoch) -> Result<Guard, Fenced> {
+        (**self).enter(epoch).await
+    }
+}

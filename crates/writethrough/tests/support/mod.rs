@@ -304,12 +304,13 @@ impl Ground {
 
     pub async fn node_with(&self, settings: Settings) -> Node {
         let node = self.start(settings, self.cache(), self.fence());
-        until("the cache is in use", async || node.cached.uses_cache()).await;
+        node.cached.ready(PATIENCE).await.unwrap();
         node
     }
 
     pub fn start(&self, settings: Settings, cache: Arc<dyn Cache>, fence: Arc<dyn Fence>) -> Node {
-        let cached = WriteThrough::start(settings, cache, fence.clone()).unwrap();
+        let engine = WriteThrough::builder(cache, fence.clone()).settings(settings);
+        let cached = engine.start().unwrap();
         Node {
             cached,
             fence,
