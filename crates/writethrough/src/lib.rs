@@ -98,6 +98,7 @@ mod error;
 mod key;
 mod lateness;
 mod read;
+mod read_many;
 mod readiness;
 mod runtime;
 mod settings;
@@ -129,6 +130,7 @@ pub use error::{
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};
 pub use key::{Collection, Key, WriteSet};
 pub use read::{Read, ReadOutcome};
+pub use read_many::ReadMany;
 pub use readiness::NotReady;
 pub use runtime::NoRuntime;
 pub use settings::{InvalidSettings, Settings};

@@ -57,14 +57,18 @@ pub struct Read<V> {
 
 /// Adds up the time spent in the cache.
 #[derive(Default)]
-struct Stopwatch(Duration);
+pub(crate) struct Stopwatch(Duration);
 
 impl Stopwatch {
-    async fn time<T>(&mut self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn time<T>(&mut self, work: impl Future<Output = T>) -> T {
         let started = Instant::now();
         let answer = work.await;
         self.0 += started.elapsed();
         answer
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.0
     }
 }
 
@@ -293,7 +297,7 @@ impl Engine {
         }
     }
 
-    fn undecodable(&self, place: Place<'_>, error: &DecodeError) {
+    pub(crate) fn undecodable(&self, place: Place<'_>, error: &DecodeError) {
         if self.counters.decode_errors.get() == 0 {
             let name = place.name();
             tracing::warn!(
@@ -305,7 +309,7 @@ impl Engine {
     }
 
     /// The stored form of what was loaded; `None` when its format has none for it.
-    fn encoded<V, F: Format<V>>(
+    pub(crate) fn encoded<V, F: Format<V>>(
         &self,
         place: Place<'_>,
         traits: Traits,
@@ -375,7 +379,7 @@ impl Engine {
         Ok(Read {
             value,
             outcome,
-            cache_time: watch.0,
+            cache_time: watch.elapsed(),
         })
     }
 
@@ -447,7 +451,7 @@ impl Engine {
     }
 
     /// Calls `load`, if as many loads as are allowed are not yet under way, within its bound.
-    async fn load<T, E, F>(&self, load: impl FnOnce() -> F) -> Result<T, ReadError<E>>
+    pub(crate) async fn load<T, E, F>(&self, load: impl FnOnce() -> F) -> Result<T, ReadError<E>>
     where
         F: Future<Output = Result<T, E>>,
     {
@@ -526,7 +530,7 @@ impl Engine {
     }
 
     /// What a read may use of the cache now.
-    fn permit(&self) -> Result<Permit, Bypass> {
+    pub(crate) fn permit(&self) -> Result<Permit, Bypass> {
         let view = self.view();
         match (view.node.read_permit(clock::now()), &view.session) {
             (ReadPermit::Bypass(reason), _) => Err(reason),
@@ -733,10 +737,10 @@ impl Engine {
 }
 
 /// What a read may use of the cache: the session belongs to the epoch, and its keys stand in `frame`.
-struct Permit {
-    epoch: Epoch,
-    frame: Arc<Frame>,
-    session: Observed,
+pub(crate) struct Permit {
+    pub(crate) epoch: Epoch,
+    pub(crate) frame: Arc<Frame>,
+    pub(crate) session: Observed,
 }
 
 /// The keys of one page in an epoch.

@@ -1,6 +1,7 @@
 //! One suite over every pair of cache and fence.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[macro_use]
 mod support;
 
 use std::collections::HashMap;
@@ -20,26 +21,6 @@ use writethrough::{
 };
 use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
-
-/// Runs each case on each pair of cache and fence.
-macro_rules! on_every_pair {
-    ($($case:ident),+ $(,)?) => {
-        on_every_pair! { @ memory_local MemoryLocal $($case),+ }
-        on_every_pair! { @ redis_local RedisLocal $($case),+ }
-        on_every_pair! { @ memory_postgres MemoryPostgres $($case),+ }
-        on_every_pair! { @ redis_postgres RedisPostgres $($case),+ }
-    };
-    (@ $module:ident $pair:ident $($case:ident),+) => {
-        mod $module {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $case() {
-                    super::$case(super::Pair::$pair).await;
-                }
-            )+
-        }
-    };
-}
 
 on_every_pair!(
     a_miss_fills_and_the_next_read_hits,

@@ -290,6 +290,10 @@ impl Session for MemorySession {
         Ok(self.0.state(key))
     }
 
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<KeyState>>, CacheError> {
+        Ok(keys.iter().map(|key| Some(self.0.state(key))).collect())
+    }
+
     async fn acquire_fill(
         &self,
         key: &str,

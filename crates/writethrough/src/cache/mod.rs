@@ -93,8 +93,43 @@ pub struct End {
     pub ttl: Duration,
 }
 
+/// A fill lease: of which key, under which token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The cache key.
+    pub key: String,
+    /// The token that names the lease.
+    pub token: Token,
+}
+
+/// The fill of one key.
+#[derive(Debug, Clone)]
+pub struct Fill {
+    /// The lease under which the value was loaded.
+    pub lease: Lease,
+    /// The value.
+    pub payload: Payload,
+    /// How long to keep it.
+    pub ttl: Duration,
+}
+
+/// What one of many commands gave: a command that failed by itself says nothing of the others.
+fn of_one_key<T>(answer: Result<T, CacheError>) -> Result<Option<T>, CacheError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(CacheError::Command(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// A verified connection to one life of one cache server. Each method is one round trip (the walks
-/// `count` and `clear`, and `begin` and `end` of many keys, are many short ones), each bounded by the cache's command deadline.
+/// `count` and `clear`, and `begin` and `end` of many keys, are many short ones), each bounded by the
+/// cache's command deadline.
+///
+/// Those whose names end in `_many` do the same for many keys, each key by itself: nothing is atomic
+/// beyond one key. Without an implementation of their own they do it one key after another; a cache over
+/// a network should send them together, a bounded number in each round trip. A key on which the command
+/// itself fails does not fail the others.
 ///
 /// `fill`, `renew_fill`, `break_fill`, `begin` and `end` may be tried again with the same token. `acquire_fill` must
 /// not: its first copy may execute late and put the lease back after a write has ended.
@@ -114,6 +149,15 @@ pub trait Session: Send + Sync + 'static {
     /// Reads one key. The hot path: one plain command.
     async fn get(&self, key: &str) -> Result<KeyState, CacheError>;
 
+    /// Reads many keys; `None` for one that holds no state.
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<KeyState>>, CacheError> {
+        let mut states = Vec::with_capacity(keys.len());
+        for key in keys {
+            states.push(of_one_key(self.get(key).await)?);
+        }
+        Ok(states)
+    }
+
     /// [`KeyState::acquire_fill`], for `lease` at most.
     async fn acquire_fill(
         &self,
@@ -121,6 +165,20 @@ pub trait Session: Send + Sync + 'static {
         token: Token,
         lease: Duration,
     ) -> Result<Acquire, CacheError>;
+
+    /// [`Session::acquire_fill`] of many keys; `None` for one on which it failed.
+    async fn acquire_fill_many(
+        &self,
+        leases: &[Lease],
+        lasting: Duration,
+    ) -> Result<Vec<Option<Acquire>>, CacheError> {
+        let mut answers = Vec::with_capacity(leases.len());
+        for Lease { key, token } in leases {
+            let answer = self.acquire_fill(key, *token, lasting).await;
+            answers.push(of_one_key(answer)?);
+        }
+        Ok(answers)
+    }
 
     /// [`KeyState::fill`]; the value expires after `ttl`.
     async fn fill(
@@ -131,6 +189,21 @@ pub trait Session: Send + Sync + 'static {
         ttl: Duration,
     ) -> Result<Filled, CacheError>;
 
+    /// [`Session::fill`] of many keys. Tells of each whether it filled.
+    async fn fill_many(&self, fills: Vec<Fill>) -> Result<Vec<bool>, CacheError> {
+        let mut filled = Vec::with_capacity(fills.len());
+        for Fill {
+            lease,
+            payload,
+            ttl,
+        } in fills
+        {
+            let fill = self.fill(&lease.key, lease.token, payload, ttl).await;
+            filled.push(of_one_key(fill)? == Some(Filled::Stored));
+        }
+        Ok(filled)
+    }
+
     /// [`KeyState::renew_fill`]; while the lease is there it lasts for `lease` from now on.
     async fn renew_fill(
         &self,
@@ -139,8 +212,30 @@ pub trait Session: Send + Sync + 'static {
         lease: Duration,
     ) -> Result<FillLease, CacheError>;
 
+    /// [`Session::renew_fill`] of many keys. Tells of each whether the lease is there.
+    async fn renew_fill_many(
+        &self,
+        leases: &[Lease],
+        lasting: Duration,
+    ) -> Result<Vec<bool>, CacheError> {
+        let mut held = Vec::with_capacity(leases.len());
+        for Lease { key, token } in leases {
+            let renewal = self.renew_fill(key, *token, lasting).await;
+            held.push(of_one_key(renewal)? == Some(FillLease::Held));
+        }
+        Ok(held)
+    }
+
     /// [`KeyState::break_fill`].
     async fn break_fill(&self, key: &str, token: Token) -> Result<FillLease, CacheError>;
+
+    /// [`Session::break_fill`] of many keys.
+    async fn break_fill_many(&self, leases: &[Lease]) -> Result<(), CacheError> {
+        for Lease { key, token } in leases {
+            of_one_key(self.break_fill(key, *token).await)?;
+        }
+        Ok(())
+    }
 
     /// [`KeyState::begin`] on every key, each intent lasting `lifetime`.
     async fn begin(
@@ -174,7 +269,15 @@ pub trait Session: Send + Sync + 'static {
     /// Removes a value or a page if it still holds these bytes.
     async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError>;
 
-    /// Stores a value unconditionally, as the textbook does: outside of the protocol.
+    /// [`Session::discard`] of many keys.
+    async fn discard_many(&self, entries: &[(String, Bytes)]) -> Result<(), CacheError> {
+        for (key, bytes) in entries {
+            of_one_key(self.discard(key, bytes).await)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a value unconditionally: as the textbook does: outside of the protocol.
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError>;
 
     /// Removes a key unconditionally, as the textbook does: outside of the protocol.

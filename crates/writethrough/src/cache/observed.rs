@@ -12,7 +12,7 @@ use tracing::Instrument;
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{Acquire, Epoch, KeyState, Payload, ServerId, Token};
 
-use super::{End, FillLease, Filled, Session};
+use super::{End, Fill, FillLease, Filled, Lease, Session};
 use crate::error::CacheError;
 
 /// A client span named after what the command does for the caller.
@@ -33,6 +33,10 @@ macro_rules! span {
             )
         }
     };
+}
+
+fn first(leases: &[Lease]) -> &str {
+    leases.first().map_or("", |lease| lease.key.as_str())
 }
 
 /// A session as it is used in one epoch. Not a [`Session`] itself: its futures are not boxed a
@@ -72,6 +76,16 @@ impl Observed {
         found
     }
 
+    /// The span has the name of the first key, as those of all commands on many keys.
+    pub(crate) async fn get_many(
+        &self,
+        keys: &[String],
+    ) -> Result<Vec<Option<KeyState>>, CacheError> {
+        let first = keys.first().map_or("", String::as_str);
+        let span = span!(self, "redis_get", "MGET", first);
+        self.session.get_many(keys).instrument(span).await
+    }
+
     pub(crate) async fn get_page(
         &self,
         collection: &str,
@@ -100,6 +114,16 @@ impl Observed {
         acquired.instrument(span).await
     }
 
+    pub(crate) async fn acquire_fill_many(
+        &self,
+        leases: &[Lease],
+        lasting: Duration,
+    ) -> Result<Vec<Option<Acquire>>, CacheError> {
+        let span = span!(self, "redis_lease", "SET", first(leases));
+        let acquired = self.session.acquire_fill_many(leases, lasting);
+        acquired.instrument(span).await
+    }
+
     pub(crate) async fn renew_fill(
         &self,
         key: &str,
@@ -108,6 +132,16 @@ impl Observed {
     ) -> Result<FillLease, CacheError> {
         let span = span!(self, "redis_lease", "EVALSHA", key);
         let renewed = self.session.renew_fill(key, token, lease);
+        renewed.instrument(span).await
+    }
+
+    pub(crate) async fn renew_fill_many(
+        &self,
+        leases: &[Lease],
+        lasting: Duration,
+    ) -> Result<Vec<bool>, CacheError> {
+        let span = span!(self, "redis_lease", "EVALSHA", first(leases));
+        let renewed = self.session.renew_fill_many(leases, lasting);
         renewed.instrument(span).await
     }
 
@@ -120,6 +154,11 @@ impl Observed {
         self.session.break_fill(key, token).instrument(span).await
     }
 
+    pub(crate) async fn break_fill_many(&self, leases: &[Lease]) -> Result<(), CacheError> {
+        let span = span!(self, "redis_del", "EVALSHA", first(leases));
+        self.session.break_fill_many(leases).instrument(span).await
+    }
+
     pub(crate) async fn fill(
         &self,
         key: &str,
@@ -130,6 +169,12 @@ impl Observed {
         let span = span!(self, "redis_set", "EVALSHA", key);
         let filled = self.session.fill(key, token, payload, ttl);
         filled.instrument(span).await
+    }
+
+    pub(crate) async fn fill_many(&self, fills: Vec<Fill>) -> Result<Vec<bool>, CacheError> {
+        let first = fills.first().map_or("", |fill| fill.lease.key.as_str());
+        let span = span!(self, "redis_set", "EVALSHA", first);
+        self.session.fill_many(fills).instrument(span).await
     }
 
     pub(crate) async fn fill_page(
@@ -148,6 +193,12 @@ impl Observed {
     pub(crate) async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError> {
         let span = span!(self, "redis_del", "EVALSHA", key);
         self.session.discard(key, bytes).instrument(span).await
+    }
+
+    pub(crate) async fn discard_many(&self, entries: &[(String, Bytes)]) -> Result<(), CacheError> {
+        let first = entries.first().map_or("", |(key, _)| key.as_str());
+        let span = span!(self, "redis_del", "EVALSHA", first);
+        self.session.discard_many(entries).instrument(span).await
     }
 
     /// The span has the name of the first key.

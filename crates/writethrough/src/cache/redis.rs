@@ -38,7 +38,7 @@ use uuid::Uuid;
 use writethrough_protocol::page::Page;
 use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
-use super::{Cache, End, FillLease, Filled, Session, SessionWatch};
+use super::{Cache, End, Fill, FillLease, Filled, Lease, Session, SessionWatch};
 use crate::error::CacheError;
 use crate::lateness::Lateness;
 use crate::runtime::{self, NoRuntime};
@@ -1161,6 +1161,35 @@ fn evalsha(script: &Lua, keys: &[&str]) -> Cmd {
     command
 }
 
+/// Divides commands into those that are sent together: so many, and so long, that the answers come well
+/// within their bound.
+fn steps(commands: impl Iterator<Item = Cmd>) -> impl Iterator<Item = Vec<Cmd>> {
+    let mut commands = commands.peekable();
+    std::iter::from_fn(move || {
+        let (mut step, mut bytes) = (Vec::new(), 0);
+        while let Some(command) = commands.next_if(|next| {
+            step.is_empty() || (step.len() < STEP_KEYS && bytes + length(next) <= STEP_BYTES)
+        }) {
+            bytes += length(&command);
+            step.push(command);
+        }
+        (!step.is_empty()).then_some(step)
+    })
+}
+
+fn length(command: &Cmd) -> usize {
+    let words = command.args_iter().map(|word| match word {
+        Arg::Simple(word) => word.len(),
+        _ => 0,
+    });
+    words.sum()
+}
+
+/// Whether the script of a command answered 1.
+fn is_one(answer: &Option<Value>) -> bool {
+    matches!(answer, Some(Value::Int(1)))
+}
+
 impl RedisSession {
     fn failed(&self, lane: Lane, command: Option<&Cmd>, error: RedisError) -> CacheError {
         let failure = match command.and_then(|command| self.refused(command, &error)) {
@@ -1205,9 +1234,19 @@ impl RedisSession {
         Ok(reply)
     }
 
-    /// Runs script commands in one round trip. The scripts were loaded when the connection was
-    /// verified; after a `SCRIPT FLUSH` they are loaded again, once.
+    /// Runs commands in one round trip, until the first that fails.
     async fn scripts(&self, lane: Lane, commands: Vec<Cmd>) -> Result<Vec<Value>, CacheError> {
+        self.together(lane, commands).await?.into_iter().collect()
+    }
+
+    /// Runs commands in one round trip; an error when one of them says that the connection is no good. The
+    /// scripts were loaded when the connection was verified; after a `SCRIPT FLUSH` they are loaded again,
+    /// once, and all commands sent again.
+    async fn together(
+        &self,
+        lane: Lane,
+        commands: Vec<Cmd>,
+    ) -> Result<Vec<Result<Value, CacheError>>, CacheError> {
         let mut pipeline = Pipeline::with_capacity(commands.len());
         for command in commands {
             pipeline.add_command(command);
@@ -1220,60 +1259,51 @@ impl RedisSession {
                 .send_packed_commands(&pipeline, 0, count)
                 .await
                 .map_err(|error| self.failed(lane, None, error))?;
+            let replies: Vec<_> = replies.into_iter().map(Value::extract_error).collect();
+            let not_loaded = |reply: &Result<Value, RedisError>| {
+                matches!(reply, Err(error)
+                    if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
+            };
+            if !reloaded && replies.iter().any(not_loaded) {
+                reloaded = true;
+                let load = self.scripts.load_all();
+                load.query_async::<()>(&mut connection)
+                    .await
+                    .map_err(|error| self.failed(lane, None, error))?;
+                continue;
+            }
             let mut answers = Vec::with_capacity(count);
-            let mut failed = None;
             for (command, reply) in pipeline.cmd_iter().zip(replies) {
-                match reply.extract_error() {
-                    Ok(answer) => answers.push(answer),
-                    Err(error) => {
-                        failed = Some((command, error));
-                        break;
+                let answer = reply.map_err(|error| self.failed(lane, Some(command), error));
+                match answer {
+                    Err(error @ (CacheError::Connection(_) | CacheError::Timeout(_))) => {
+                        return Err(error);
                     }
+                    answer => answers.push(answer),
                 }
             }
-            match failed {
-                None => {
-                    self.vouched().await?;
-                    return Ok(answers);
-                }
-                Some((_, error))
-                    if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-                        && !reloaded =>
-                {
-                    reloaded = true;
-                    let load = self.scripts.load_all();
-                    load.query_async::<()>(&mut connection)
-                        .await
-                        .map_err(|error| self.failed(lane, None, error))?;
-                }
-                Some((command, error)) => return Err(self.failed(lane, Some(command), error)),
-            }
+            self.vouched().await?;
+            return Ok(answers);
         }
     }
 
-    /// Runs any number of script commands, a bounded number in each round trip.
+    /// Runs any number of script commands, a bounded number in each round trip, until the first that fails.
     async fn in_steps(&self, commands: impl Iterator<Item = Cmd>) -> Result<(), CacheError> {
-        let (mut step, mut bytes) = (Vec::new(), 0);
-        for command in commands {
-            let length: usize = command
-                .args_iter()
-                .map(|word| match word {
-                    Arg::Simple(word) => word.len(),
-                    _ => 0,
-                })
-                .sum();
-            if !step.is_empty() && (step.len() == STEP_KEYS || bytes + length > STEP_BYTES) {
-                self.scripts(Lane::Control, std::mem::take(&mut step))
-                    .await?;
-                bytes = 0;
-            }
-            bytes += length;
-            step.push(command);
-        }
-        if !step.is_empty() {
+        for step in steps(commands) {
             self.scripts(Lane::Control, step).await?;
         }
         Ok(())
+    }
+
+    /// Runs any number of commands of reads, a bounded number in each round trip. Of each its answer, or
+    /// none when it failed by itself.
+    async fn many(&self, commands: Vec<Cmd>) -> Result<Vec<Option<Value>>, CacheError> {
+        let mut answers = Vec::with_capacity(commands.len());
+        for step in steps(commands.into_iter()) {
+            let step = self.together(Lane::Values, step).await?;
+            answers.extend(step.into_iter().map(Result::ok));
+        }
+        Ok(answers)
     }
 
     async fn script(&self, lane: Lane, command: Cmd) -> Result<i64, CacheError> {
@@ -1321,6 +1351,56 @@ impl RedisSession {
     }
 }
 
+/// Takes a fill lease.
+fn take(key: &str, token: Token, lasting: Duration) -> Cmd {
+    let lease = KeyState::FillLease(token).encode().unwrap_or_default();
+    let mut set = redis::cmd("SET");
+    set.arg(key)
+        .arg(&lease[..])
+        .arg("NX")
+        .arg("GET")
+        .arg("PX")
+        .arg(millis(lasting));
+    set
+}
+
+/// What was there when a fill lease was to be taken.
+fn taken(token: Token, reply: Value) -> Result<Acquire, CacheError> {
+    Ok(match state_of(reply)? {
+        KeyState::Absent => Acquire::Acquired,
+        KeyState::FillLease(holder) if holder == token => Acquire::Acquired,
+        state => Acquire::Held(state),
+    })
+}
+
+/// The commands of reads that are sent for one key or for many.
+impl RedisSession {
+    fn fill_of(&self, key: &str, token: Token, payload: &Payload, ttl: Duration) -> Cmd {
+        let mut fill = evalsha(&self.scripts.fill, &[key]);
+        let value = KeyState::encode_value(payload);
+        fill.arg(&token.encode()).arg(&value[..]).arg(millis(ttl));
+        fill
+    }
+
+    fn renewal_of(&self, key: &str, token: Token, lasting: Duration) -> Cmd {
+        let mut renewal = evalsha(&self.scripts.renew_fill, &[key]);
+        renewal.arg(&token.encode()).arg(millis(lasting));
+        renewal
+    }
+
+    fn break_of(&self, key: &str, token: Token) -> Cmd {
+        let mut break_fill = evalsha(&self.scripts.break_fill, &[key]);
+        break_fill.arg(&token.encode());
+        break_fill
+    }
+
+    fn discard_of(&self, key: &str, bytes: &Bytes) -> Cmd {
+        let mut discard = evalsha(&self.scripts.discard, &[key]);
+        discard.arg(&bytes[..]);
+        discard
+    }
+}
+
 #[async_trait]
 impl Session for RedisSession {
     fn server(&self) -> &ServerId {
@@ -1339,25 +1419,56 @@ impl Session for RedisSession {
         self.without_misdated(key, state).await
     }
 
+    async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<KeyState>>, CacheError> {
+        let mut states: Vec<Option<KeyState>> = Vec::with_capacity(keys.len());
+        let mut most = STEP_KEYS;
+        while states.len() < keys.len() {
+            let left = &keys[states.len()..];
+            let asked = &left[..left.len().min(most)];
+            let reply = self
+                .command(Lane::Values, redis::cmd("MGET").arg(asked))
+                .await?;
+            let Value::Array(values) = reply else {
+                return Err(CacheError::Command("unexpected reply to MGET".into()));
+            };
+            let mut bytes = 0;
+            for (key, value) in asked.iter().zip(values) {
+                if let Value::BulkString(stored) = &value {
+                    bytes += stored.len();
+                }
+                states.push(match state_of(value) {
+                    Ok(state) => Some(self.without_misdated(key, state).await?),
+                    Err(_) => None,
+                });
+            }
+            // The values of one entity are mostly of one size.
+            let mean = bytes / asked.len() + 1;
+            most = (STEP_BYTES / mean).clamp(1, STEP_KEYS);
+        }
+        Ok(states)
+    }
+
     async fn acquire_fill(
         &self,
         key: &str,
         token: Token,
         lease: Duration,
     ) -> Result<Acquire, CacheError> {
-        let lease_state = KeyState::FillLease(token).encode().unwrap_or_default();
-        let mut set = redis::cmd("SET");
-        set.arg(key)
-            .arg(&lease_state[..])
-            .arg("NX")
-            .arg("GET")
-            .arg("PX")
-            .arg(millis(lease));
-        Ok(match state_of(self.command(Lane::Values, &set).await?)? {
-            KeyState::Absent => Acquire::Acquired,
-            KeyState::FillLease(holder) if holder == token => Acquire::Acquired,
-            state => Acquire::Held(state),
-        })
+        let reply = self.command(Lane::Values, &take(key, token, lease)).await?;
+        taken(token, reply)
+    }
+
+    async fn acquire_fill_many(
+        &self,
+        leases: &[Lease],
+        lasting: Duration,
+    ) -> Result<Vec<Option<Acquire>>, CacheError> {
+        let take = |Lease { key, token }: &Lease| take(key, *token, lasting);
+        let replies = self.many(leases.iter().map(take).collect()).await?;
+        let answers = leases.iter().zip(replies);
+        Ok(answers
+            .map(|(lease, reply)| taken(lease.token, reply?).ok())
+            .collect())
     }
 
     async fn fill(
@@ -1367,10 +1478,20 @@ impl Session for RedisSession {
         payload: Payload,
         ttl: Duration,
     ) -> Result<Filled, CacheError> {
-        let mut fill = evalsha(&self.scripts.fill, &[key]);
-        let value = KeyState::encode_value(&payload);
-        fill.arg(&token.encode()).arg(&value[..]).arg(millis(ttl));
+        let fill = self.fill_of(key, token, &payload, ttl);
         Ok(Filled::new(self.script(Lane::Values, fill).await? == 1))
+    }
+
+    async fn fill_many(&self, fills: Vec<Fill>) -> Result<Vec<bool>, CacheError> {
+        let fills = fills
+            .iter()
+            .map(|fill| self.fill_of(&fill.lease.key, fill.lease.token, &fill.payload, fill.ttl));
+        Ok(self
+            .many(fills.collect())
+            .await?
+            .iter()
+            .map(is_one)
+            .collect())
     }
 
     async fn renew_fill(
@@ -1379,17 +1500,37 @@ impl Session for RedisSession {
         token: Token,
         lease: Duration,
     ) -> Result<FillLease, CacheError> {
-        let mut renew_fill = evalsha(&self.scripts.renew_fill, &[key]);
-        renew_fill.arg(&token.encode()).arg(millis(lease));
-        let held = self.script(Lane::Control, renew_fill).await? == 1;
+        let renewal = self.renewal_of(key, token, lease);
+        let held = self.script(Lane::Control, renewal).await? == 1;
         Ok(FillLease::new(held))
     }
 
+    async fn renew_fill_many(
+        &self,
+        leases: &[Lease],
+        lasting: Duration,
+    ) -> Result<Vec<bool>, CacheError> {
+        let renewals = leases
+            .iter()
+            .map(|Lease { key, token }| self.renewal_of(key, *token, lasting));
+        Ok(self
+            .many(renewals.collect())
+            .await?
+            .iter()
+            .map(is_one)
+            .collect())
+    }
+
     async fn break_fill(&self, key: &str, token: Token) -> Result<FillLease, CacheError> {
-        let mut break_fill = evalsha(&self.scripts.break_fill, &[key]);
-        break_fill.arg(&token.encode());
-        let held = self.script(Lane::Values, break_fill).await? == 1;
-        Ok(FillLease::new(held))
+        let broken = self.script(Lane::Values, self.break_of(key, token)).await?;
+        Ok(FillLease::new(broken == 1))
+    }
+
+    async fn break_fill_many(&self, leases: &[Lease]) -> Result<(), CacheError> {
+        let breaks = leases
+            .iter()
+            .map(|Lease { key, token }| self.break_of(key, *token));
+        self.many(breaks.collect()).await.map(drop)
     }
 
     async fn begin(
@@ -1461,9 +1602,15 @@ impl Session for RedisSession {
     }
 
     async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError> {
-        let mut discard = evalsha(&self.scripts.discard, &[key]);
-        discard.arg(&bytes[..]);
+        let discard = self.discard_of(key, bytes);
         self.script(Lane::Values, discard).await.map(drop)
+    }
+
+    async fn discard_many(&self, entries: &[(String, Bytes)]) -> Result<(), CacheError> {
+        let discards = entries
+            .iter()
+            .map(|(key, bytes)| self.discard_of(key, bytes));
+        self.many(discards.collect()).await.map(drop)
     }
 
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError> {

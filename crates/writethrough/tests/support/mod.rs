@@ -28,6 +28,27 @@ pub const ROW: Entity<str, String> = Entity::new("row");
 /// Lists of rows.
 pub const ROWS: Collection<(), String> = Collection::new("rows");
 
+/// Runs each case on each pair of cache and fence.
+#[allow(unused_macros, reason = "each test binary uses its own part")]
+macro_rules! on_every_pair {
+    ($($case:ident),+ $(,)?) => {
+        on_every_pair! { @ memory_local MemoryLocal $($case),+ }
+        on_every_pair! { @ redis_local RedisLocal $($case),+ }
+        on_every_pair! { @ memory_postgres MemoryPostgres $($case),+ }
+        on_every_pair! { @ redis_postgres RedisPostgres $($case),+ }
+    };
+    (@ $module:ident $pair:ident $($case:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(super::Pair::$pair).await;
+                }
+            )+
+        }
+    };
+}
+
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Polls a fact until it holds.
@@ -153,6 +174,22 @@ impl Store {
                 row.unwrap().map(|row| row.get(0))
             }
         }
+    }
+
+    /// What the store holds under these keys, asked for at once.
+    pub async fn get_many(&self, keys: &[String]) -> Vec<(String, String)> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        let Some(pool) = &self.pool else {
+            let rows = self.rows.lock().unwrap();
+            let found = keys.iter().filter_map(|key| rows.get_key_value(key));
+            return found
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+        };
+        let client = pool.get().await.unwrap();
+        let select = "SELECT key, value FROM rows WHERE key = ANY($1)";
+        let rows = client.query(select, &[&keys]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
     }
 
     /// Writes as a program does that ignores its guard.
