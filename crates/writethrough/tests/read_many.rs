@@ -207,7 +207,7 @@ async fn what_cannot_be_decoded_is_replaced(pair: Pair) {
 }
 
 async fn without_the_cache_all_are_loaded_at_once(pair: Pair) {
-    let ground = Ground::new(pair).await;
+    let ground = Ground::with_own_redis(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
     if let Some(redis) = &ground.redis {
