@@ -26,11 +26,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row as PgRow};
-use writethrough::entity::Entity;
 use writethrough::format::AsBytes;
 use writethrough::{
-    Cache, Commit, Fence, Guard, LocalFence, MemoryCache, OpError, Phase, PostgresFence,
-    ReadOutcome, RedisCache, RedisSettings, Settings, WriteSet, postgres,
+    Cache, Entity, Fence, Guard, LocalFence, MemoryCache, OpError, Phase, PostgresFence,
+    ReadOutcome, RedisCache, RedisSettings, Settings, postgres,
 };
 use writethrough_service::config::{CacheBackend, Config, Database};
 use writethrough_service::engine::{Consistency, Engine};
@@ -228,17 +227,16 @@ impl Ground {
     }
 
     async fn write(&self, engine: &Engine, id: i64) -> Result<(), Failure> {
-        let (ground, key) = (self.clone(), ROW.key(id));
-        let set = WriteSet::new().key(&key);
-        let written = engine.write(set, move |guard: Option<Guard>| {
-            let (ground, key) = (ground.clone(), key.clone());
+        let ground = self.clone();
+        let written = engine.write(ROW.key(id), (), move |guard: Option<Guard>| {
+            let ground = ground.clone();
             async move {
                 // Textbook and off have no epoch to be guarded by.
                 match guard {
                     None => ground.update(id).await.map_err(OpError::Rejected)?,
                     Some(guard) => ground.guarded_update(id, guard.parameter()).await?,
                 }
-                Ok::<_, OpError<Failure>>(Commit::new(()).cache(&key, &ground.value))
+                Ok::<_, OpError<Failure>>(((), Some(ground.value)))
             }
         });
         written

@@ -10,12 +10,13 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 use writethrough::cache::SessionWatch;
-use writethrough::entity::{Cleared, CollectionKey, Entity, Key};
 use writethrough::format::Format;
+use writethrough::writing::Guarded;
+use writethrough::writing::set::{Changes, Slot};
 use writethrough::{
-    Bypass, Cache, CacheError, Commit, Fence, Guard, Indeterminate, OpError, Read, ReadError,
-    ReadOutcome, Settings, SlowLoads, StartError, Stats, Status, Textbook, Unavailable, WriteError,
-    WriteSet, WriteThrough,
+    Bypass, Cache, CacheError, Cleared, CollectionKey, Entity, Fence, Guard, Indeterminate, Key,
+    OpError, Read, ReadError, ReadOutcome, Settings, SlowLoads, StartError, Stats, Status,
+    Textbook, Unavailable, WriteError, WriteThrough,
 };
 
 /// How long after a slow load the store still counts as slow.
@@ -164,38 +165,53 @@ impl Engine {
         }
     }
 
-    /// Writes, on a task of its own: dropping this future gives up the answer, not the write. The
-    /// operation has no guard where there is no epoch. Returns its output and the time spent in the cache.
+    /// Writes one value, and whatever `lists` names, on a task of its own: dropping this future gives up
+    /// the answer, not the write. The operation has no guard where there is no epoch. It gives its output
+    /// and the value to cache. Returns the output and the time spent in the cache.
     ///
     /// # Errors
     ///
     /// As for [`WriteThrough::write`].
-    pub async fn write<T, E, Op, F>(
+    pub async fn write<V, F, C, T, E, Op, Fut>(
         &self,
-        set: WriteSet,
+        key: Key<V, F>,
+        lists: C,
         mut op: Op,
     ) -> Result<(T, Duration), WriteError<E>>
     where
-        Op: FnMut(Option<Guard>) -> F + Send + 'static,
-        F: Future<Output = Result<Commit<T>, OpError<E>>> + Send + 'static,
+        V: Send + Sync + 'static,
+        F: Format<V>,
+        C: Changes,
+        Op: FnMut(Option<Guard>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(T, Option<V>), OpError<E>>> + Send + 'static,
         T: Send + 'static,
         E: Send + 'static,
     {
         match self {
             Self::Strict(engine) => {
-                let written = engine.write_set(set, move |guard| op(Some(guard))).await?;
+                let op = move |mut guarded: Guarded, (slot, _): (Slot<V, F>, C::Slots), ()| {
+                    let work = op(Some(guarded.guard()));
+                    async move {
+                        let (output, value) = work.await?;
+                        if let Some(value) = &value {
+                            guarded.cache(&slot, value);
+                        }
+                        Ok(guarded.commit(output))
+                    }
+                };
+                let written = engine.write((key, lists)).guarded(op).await?;
                 Ok((written.output, written.cache_time))
             }
             Self::Textbook(textbook, direct) => {
                 let (textbook, work) = (textbook.clone(), direct.clone());
-                let write = async move { textbook.write(&set, work.run(op(None))).await };
+                let write = async move { textbook.write(&key, work.run(op(None))).await };
                 direct.write(write).await
             }
             Self::Off(direct) => {
                 let work = direct.clone();
                 let write = async move {
-                    let commit = work.run(op(None)).await?;
-                    Ok((commit.into_output(), Duration::ZERO))
+                    let (output, _) = work.run(op(None)).await?;
+                    Ok((output, Duration::ZERO))
                 };
                 direct.write(write).await
             }
@@ -342,8 +358,8 @@ impl Direct {
     /// Runs an operation within its bound and sorts its outcome.
     async fn run<T, E>(
         &self,
-        op: impl Future<Output = Result<Commit<T>, OpError<E>>>,
-    ) -> Result<Commit<T>, WriteError<E>> {
+        op: impl Future<Output = Result<T, OpError<E>>>,
+    ) -> Result<T, WriteError<E>> {
         let ran = timeout(self.settings.write_timeout, op).await;
         ran.unwrap_or(Err(OpError::TimedOut))
             .map_err(|error| match error {
@@ -433,7 +449,7 @@ mod tests {
     use std::convert::Infallible;
 
     use tokio::sync::oneshot;
-    use writethrough::entity::Collection;
+    use writethrough::Collection;
     use writethrough::{LocalFence, MemoryCache};
 
     use super::*;
@@ -447,15 +463,14 @@ mod tests {
     }
 
     async fn write(engine: &Engine, outcome: Result<i64, OpError<&'static str>>) -> Option<i64> {
-        let key = ROW.key("a");
         let mut outcome = Some(outcome);
         let op = move |guard: Option<Guard>| {
             assert!(guard.is_none());
-            let (key, outcome) = (key.clone(), outcome.take().unwrap());
-            async move { outcome.map(|value| Commit::new(value).cache(&key, &value)) }
+            let outcome = outcome.take().unwrap();
+            async move { outcome.map(|value| (value, Some(value))) }
         };
-        let set = WriteSet::new().key(&ROW.key("a"));
-        engine.write(set, op).await.ok().map(|(output, _)| output)
+        let written = engine.write(ROW.key("a"), (), op).await;
+        written.ok().map(|(output, _)| output)
     }
 
     #[tokio::test]
@@ -509,12 +524,12 @@ mod tests {
             async move {
                 begun.send(()).unwrap();
                 may_go_on.await.unwrap();
-                Ok::<_, OpError<Infallible>>(Commit::new(()))
+                Ok::<_, OpError<Infallible>>(((), None))
             }
         };
         let writing = tokio::spawn({
             let engine = engine.clone();
-            async move { engine.write(WriteSet::new(), op).await }
+            async move { engine.write(ROW.key("b"), (), op).await }
         });
         has_begun.await.unwrap();
         let mut stopping = std::pin::pin!(engine.shutdown());

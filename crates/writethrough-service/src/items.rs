@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 use tracing::{Instrument, Span};
-use writethrough::entity::{Collection, Entity};
 use writethrough::format::AsBytes;
 use writethrough::{
-    CacheError, CacheValue, Commit, DecodeError, Guard, Indeterminate, OpError, ReadError,
-    ReadOutcome, Unavailable, WriteError, WriteSet,
+    CacheError, CacheValue, Collection, DecodeError, Entity, Guard, Indeterminate, OpError,
+    ReadError, ReadOutcome, Unavailable, WriteError,
 };
 
 use crate::clearing::Clearing;
@@ -293,19 +292,13 @@ impl Items {
         id: ItemId,
         fields: ItemFields,
     ) -> Result<Written<Document>, ItemsError> {
-        let key = ITEM.key(id);
         self.write(WriteKind::Create, id, move |store, guard| {
-            let (key, new) = (
-                key.clone(),
-                NewItem {
-                    id,
-                    fields: fields.clone(),
-                },
-            );
+            let fields = fields.clone();
+            let new = NewItem { id, fields };
             async move {
                 let item = store.insert(guard, new).await?;
                 let document = Document::of_item(&item);
-                Ok(Commit::new(document.clone()).cache(&key, &document))
+                Ok((document.clone(), Some(document)))
             }
         })
         .await
@@ -322,13 +315,12 @@ impl Items {
         fields: ItemFields,
         condition: Condition,
     ) -> Result<Written<Document>, ItemsError> {
-        let key = ITEM.key(id);
         self.write(WriteKind::Update, id, move |store, guard| {
-            let (key, fields, condition) = (key.clone(), fields.clone(), condition.clone());
+            let (fields, condition) = (fields.clone(), condition.clone());
             async move {
                 let item = store.update(guard, id, fields, condition).await?;
                 let document = Document::of_item(&item);
-                Ok(Commit::new(document.clone()).cache(&key, &document))
+                Ok((document.clone(), Some(document)))
             }
         })
         .await
@@ -346,7 +338,10 @@ impl Items {
     ) -> Result<Written<()>, ItemsError> {
         self.write(WriteKind::Delete, id, move |store, guard| {
             let condition = condition.clone();
-            async move { store.delete(guard, id, condition).await.map(Commit::new) }
+            async move {
+                let deleted = store.delete(guard, id, condition).await;
+                deleted.map(|()| ((), None))
+            }
         })
         .await
     }
@@ -361,32 +356,31 @@ impl Items {
     where
         T: Send + 'static,
         Op: FnMut(Arc<dyn ItemStore>, Option<Guard>) -> F + Send + 'static,
-        F: Future<Output = Result<Commit<T>, OpError<Refusal>>> + Send + 'static,
+        F: Future<Output = Result<(T, Option<Document>), OpError<Refusal>>> + Send + 'static,
     {
         let started = Instant::now();
-        let set = WriteSet::new().key(&ITEM.key(id)).collection(&ITEMS.all());
         let watch = Stopwatch::default();
         let (store, spent, span) = (self.store.clone(), watch.clone(), Span::current());
         let run = move |guard: Option<Guard>| {
             let (work, spent) = (op(store.clone(), guard), spent.clone());
             async move { spent.time(work).await }.instrument(span.clone())
         };
-        let (output, cache_time) =
-            self.engine
-                .write(set, run)
-                .await
-                .map_err(|error| match error {
-                    WriteError::Rejected(Refusal::Missing) => ItemsError::NotFound,
-                    WriteError::Rejected(Refusal::Mismatch) => ItemsError::Mismatch,
-                    WriteError::Rejected(Refusal::Store(error)) => ItemsError::Store(error),
-                    WriteError::Unavailable(why) => ItemsError::Engine(why),
-                    WriteError::Indeterminate(why) => ItemsError::Indeterminate { id, why },
-                    // A kind of failure that this version does not know says nothing about the effect.
-                    _ => ItemsError::Indeterminate {
-                        id,
-                        why: Indeterminate::Abandoned,
-                    },
-                })?;
+        let (output, cache_time) = self
+            .engine
+            .write(ITEM.key(id), ITEMS.all(), run)
+            .await
+            .map_err(|error| match error {
+                WriteError::Rejected(Refusal::Missing) => ItemsError::NotFound,
+                WriteError::Rejected(Refusal::Mismatch) => ItemsError::Mismatch,
+                WriteError::Rejected(Refusal::Store(error)) => ItemsError::Store(error),
+                WriteError::Unavailable(why) => ItemsError::Engine(why),
+                WriteError::Indeterminate(why) => ItemsError::Indeterminate { id, why },
+                // A kind of failure that this version does not know says nothing about the effect.
+                _ => ItemsError::Indeterminate {
+                    id,
+                    why: Indeterminate::Abandoned,
+                },
+            })?;
         let timing = WriteTiming {
             cache: cache_time,
             store: watch.read().unwrap_or_default(),

@@ -6,37 +6,25 @@ use std::time::Duration;
 
 use deadpool_postgres::{Manager, Pool, PoolError};
 use tokio_postgres::NoTls;
-use writethrough::entity::Entity;
-use writethrough::postgres::op_error;
-use writethrough::{
-    Commit, OpError, PostgresFence, RedisCache, RedisSettings, WriteSet, WriteThrough,
-};
+use writethrough::postgres::Statement;
+use writethrough::{Entity, PostgresFence, RedisCache, RedisSettings, WriteThrough};
 
 /// Prices in cents, by their names.
 const PRICE: Entity<str, i64> = Entity::new("price");
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Sets a price: one statement, which carries the guard.
+/// Sets a price: one statement, which goes together with its guard and its commit.
 async fn set(cached: &WriteThrough, pool: &Pool, name: &str, cents: i64) -> Result<(), Failure> {
-    let (pool, name) = (pool.clone(), name.to_owned());
-    let key = PRICE.key(name.as_str());
-    let keys = WriteSet::new().key(&key);
-    let write = cached.write_set(keys, move |guard| {
-        let (pool, name, key) = (pool.clone(), name.clone(), key.clone());
-        async move {
-            const SQL: &str = "INSERT INTO prices SELECT $2, $3 FROM writethrough.guard($1)
-                               ON CONFLICT (name) DO UPDATE SET cents = excluded.cents";
-            // No connection: nothing was sent, nothing was written.
-            let client = pool.get().await.map_err(OpError::Rejected)?;
-            client
-                .execute(SQL, &[&guard.parameter(), &name, &cents])
-                .await
-                .map_err(|error| op_error(error).map(PoolError::Backend))?;
-            Ok(Commit::new(()).cache(&key, &cents))
-        }
-    });
-    write.await?;
+    let write = cached.write(PRICE.key(name)).with((name.to_owned(), cents));
+    let op = |statement: Statement, price, (name, cents): (String, i64)| async move {
+        const SQL: &str = "INSERT INTO prices VALUES ($1, $2)
+                           ON CONFLICT (name) DO UPDATE SET cents = excluded.cents";
+        let (_, mut done) = statement.execute(SQL, &[&name, &cents]).await?;
+        done.cache(&price, &cents);
+        Ok::<_, tokio_postgres::Error>(done.commit(()))
+    };
+    write.statement(pool, op).await?;
     Ok(())
 }
 

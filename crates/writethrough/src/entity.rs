@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use writethrough::entity::{Collection, Entity};
+//! use writethrough::{Collection, Entity};
 //!
 //! const PRICE: Entity<str, u64> = Entity::new("price").version(2).ttl(Duration::from_secs(60));
 //! const PRICES_OF: Collection<u32, Vec<u64>> = Collection::new("prices_of");
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! ```compile_fail
-//! use writethrough::entity::Entity;
+//! use writethrough::Entity;
 //!
 //! const NAMELESS: Entity<str, u64> = Entity::new("");
 //! ```
@@ -342,18 +342,6 @@ impl<P: ?Sized, V, F> sealed::Sealed for Collection<P, V, F> {
 impl<V, F> sealed::Sealed for CollectionKey<V, F> {
     fn patterns(&self) -> Vec<String> {
         vec![format!("{{{}}}", self.name)]
-    }
-}
-
-impl<V, F> From<&Key<V, F>> for key::Key {
-    fn from(key: &Key<V, F>) -> Self {
-        key.name.clone()
-    }
-}
-
-impl<V, F> From<&CollectionKey<V, F>> for key::Collection {
-    fn from(collection: &CollectionKey<V, F>) -> Self {
-        collection.name.clone()
     }
 }
 

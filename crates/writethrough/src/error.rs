@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use writethrough_protocol::Epoch;
 
-use crate::key::WriteSet;
+use crate::key::MAX_KEYS;
 use crate::runtime::NoRuntime;
 use crate::settings::InvalidSettings;
 
@@ -44,8 +44,8 @@ pub enum Unavailable {
     /// wait ([`crate::Settings::max_writers`]). Nothing was written.
     #[error("too many writes of the same value or collection are under way")]
     Busy,
-    /// The write names more than [`crate::WriteSet::MAX`] values and collections.
-    #[error("a write may change at most {} values and collections", WriteSet::MAX)]
+    /// The write names more than [`crate::MAX_KEYS`] values and collections.
+    #[error("a write may change at most {} values and collections", MAX_KEYS)]
     TooManyKeys,
     /// The store gave no connection on which a transaction could begin.
     #[error("there is no connection to the store")]

@@ -35,7 +35,7 @@ impl Frame {
 
 /// Names one cached value: an entity and an id, as in `item:550e8400-...`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(String);
+pub(crate) struct Key(String);
 
 impl Key {
     /// The key of this name, `<entity>:<id>`.
@@ -44,8 +44,7 @@ impl Key {
     }
 
     /// The name without an epoch.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
@@ -64,7 +63,7 @@ impl fmt::Display for Key {
 
 /// Names a collection: the set of rows that its pages (list queries) range over, as in `items`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Collection(String);
+pub(crate) struct Collection(String);
 
 impl Collection {
     /// The collection of this name.
@@ -73,8 +72,7 @@ impl Collection {
     }
 
     /// The collection's name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
@@ -101,8 +99,13 @@ impl fmt::Display for Collection {
     }
 }
 
-/// Everything that one write changes: single values, and collections whose pages may change.
-#[derive(Debug, Clone, Default)]
+/// How many values and collections one write may change. Their announcements and their ends must be
+/// through within [`crate::Settings::intent`].
+pub const MAX_KEYS: usize = 100_000;
+
+/// Everything that one write changes: single values, and collections whose pages may change. Only
+/// named in public, by [`crate::writing::set::Changes`].
+#[derive(Debug, Default)]
 pub struct WriteSet {
     pub(crate) keys: Vec<Key>,
     pub(crate) collections: Vec<Collection>,
@@ -111,30 +114,6 @@ pub struct WriteSet {
 }
 
 impl WriteSet {
-    /// How many values and collections one write may change. Their announcements and their ends must
-    /// be through within [`crate::Settings::intent`].
-    pub const MAX: usize = 100_000;
-
-    /// A write that changes nothing yet. It is guarded all the same.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a value that the write changes.
-    #[must_use]
-    pub fn key(mut self, key: impl Into<Key>) -> Self {
-        self.keys.push(key.into());
-        self
-    }
-
-    /// Adds a collection whose pages the write may change.
-    #[must_use]
-    pub fn collection(mut self, collection: impl Into<Collection>) -> Self {
-        self.collections.push(collection.into());
-        self
-    }
-
     /// Each name once.
     pub(crate) fn distinct(mut self) -> Self {
         let mut seen = HashSet::new();

@@ -12,10 +12,7 @@
 //! use std::collections::HashMap;
 //! use std::time::Duration;
 //! use tokio::sync::Mutex;
-//! use writethrough::entity::Entity;
-//! use writethrough::{
-//!     Commit, LocalFence, MemoryCache, OpError, ReadOutcome, WriteSet, WriteThrough,
-//! };
+//! use writethrough::{Entity, LocalFence, MemoryCache, OpError, ReadOutcome, WriteThrough};
 //!
 //! const PRICE: Entity<str, u32> = Entity::new("price");
 //!
@@ -30,15 +27,12 @@
 //!     cached.ready(Duration::from_secs(5)).await?;
 //!
 //!     let key = PRICE.key("tea");
-//!     let table = prices.clone();
-//!     let written = cached
-//!         .write_set(WriteSet::new().key(&key), move |guard| {
-//!             let (table, key) = (table.clone(), PRICE.key("tea"));
-//!             async move {
-//!                 table.lock().await.insert("tea", 500);
-//!                 drop(guard); // only once the write has committed
-//!                 Ok::<_, OpError<std::io::Error>>(Commit::new(500).cache(&key, &500))
-//!             }
+//!     let write = cached.write(&key).with(prices.clone());
+//!     let written = write
+//!         .guarded(|mut guarded, price, prices| async move {
+//!             prices.lock().await.insert("tea", 500);
+//!             guarded.cache(&price, &500);
+//!             Ok::<_, OpError<std::io::Error>>(guarded.commit(500))
 //!         })
 //!         .await?;
 //!     assert_eq!(written.output, 500);
@@ -94,6 +88,7 @@ mod announce;
 mod builder;
 mod clock;
 mod engine;
+mod entity;
 mod error;
 mod key;
 mod lateness;
@@ -113,7 +108,6 @@ mod write;
 mod write_through;
 
 pub mod cache;
-pub mod entity;
 pub mod fence;
 pub mod format;
 pub mod postgres;
@@ -123,12 +117,13 @@ pub use builder::Builder;
 pub use cache::{
     Cache, MemoryCache, RedisCache, RedisCertificates, RedisConnectError, RedisSettings,
 };
+pub use entity::{Cleared, Collection, CollectionKey, Entity, Key, Whole};
 pub use error::{
     CacheError, FenceError, Fenced, Indeterminate, InvalidNamespace, NoConnection, OpError,
     ReadError, StartError, Unavailable, WriteError,
 };
 pub use fence::{Fence, Guard, LocalFence, PostgresFence};
-pub use key::{Collection, Key, WriteSet};
+pub use key::MAX_KEYS;
 pub use read::{Read, ReadOutcome};
 pub use read_many::ReadMany;
 pub use readiness::NotReady;
@@ -138,7 +133,7 @@ pub use stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};
 #[cfg(feature = "textbook")]
 pub use textbook::Textbook;
 pub use value::{CacheValue, DecodeError};
-pub use write::{Commit, Written};
+pub use write::Written;
 pub use write_through::WriteThrough;
 pub use writethrough_protocol::read::Bypass;
 pub use writethrough_protocol::{Astray, Epoch, Mode, ServerId, Timing};

@@ -128,7 +128,7 @@ pub struct Stats {
     pub intents: u64,
     /// New epochs seen.
     pub epoch_changes: u64,
-    /// Writes that had a value to cache under a key which is not in their [`crate::WriteSet`]: a fault of
+    /// Writes that had a value to cache under a key that they had not named: a fault of
     /// the program. The value was not cached, and each ended its epoch.
     pub unannounced_writes: u64,
     /// Writes that never asked for the parameter of their [`crate::Guard`]: a fault of the program. Each

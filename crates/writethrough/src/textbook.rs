@@ -18,11 +18,9 @@ use crate::cache::{Cache, SessionWatch};
 use crate::entity::{self, Cleared, Entity, Key};
 use crate::error::CacheError;
 use crate::format::Format;
-use crate::key::WriteSet;
 use crate::read::{Read, ReadOutcome};
 use crate::settings::Settings;
 use crate::stats::{Counters, Stats};
-use crate::write::Commit;
 
 /// A cache in front of a store by the pattern of the textbook. **Not** linearizable: use
 /// [`crate::WriteThrough`]. Single values are cached, pages are not.
@@ -123,36 +121,32 @@ impl Textbook {
         self.bypass(Bypass::Epoch, Duration::ZERO, load).await
     }
 
-    /// Writes: runs `op`, which commits, then does `SET` for each key of `set` that has a value, and
-    /// `DEL` for the others. Returns the output and the time spent in the cache. What fails in the cache
-    /// fails silently, and so does everything after this future is dropped.
+    /// Writes one value: runs `op`, which commits, then does `SET` of the value that it gives, or `DEL` if
+    /// it gives none. Returns the output and the time spent in the cache. What fails in the cache fails
+    /// silently, and so does everything after this future is dropped.
     ///
     /// # Errors
     ///
     /// The error of `op`.
-    pub async fn write<T, E>(
+    pub async fn write<T, V, F: Format<V>, E>(
         &self,
-        set: &WriteSet,
-        op: impl Future<Output = Result<Commit<T>, E>>,
+        key: &Key<V, F>,
+        op: impl Future<Output = Result<(T, Option<V>), E>>,
     ) -> Result<(T, Duration), E> {
-        let mut commit = op.await?;
+        let (output, value) = op.await?;
         let started = Instant::now();
         if let Some(session) = self.session() {
-            for key in &set.keys {
-                // Between the commit and here anybody may read the old value, or set another one.
-                let value = commit.values.remove(key);
-                let ttl = value.as_ref().and_then(|value| value.ttl);
-                let stored = match value.and_then(|value| value.payload) {
-                    Some(payload) => self.store(&session, key.as_str(), payload, ttl).await,
-                    None => false,
-                };
-                if !stored {
-                    self.done(session.delete(key.as_str()).await);
-                }
+            // Between the commit and here anybody may read the old value, or set another one.
+            let stored = match &value {
+                Some(value) => self.set(&session, key, Some(value)).await,
+                None => false,
+            };
+            if !stored {
+                self.done(session.delete(key.name.as_str()).await);
             }
         }
         self.counters.writes.add(1);
-        Ok((commit.output, started.elapsed()))
+        Ok((output, started.elapsed()))
     }
 
     async fn get<V, F: Format<V>>(&self, session: &Observed, key: &Key<V, F>) -> Got<V> {
@@ -315,11 +309,9 @@ mod tests {
         has_looked.await.unwrap();
         let write = async {
             *table.lock().unwrap() = "new";
-            let commit = Commit::new(()).cache(&key, &"new".to_owned());
-            Ok::<_, Infallible>(commit)
+            Ok::<_, Infallible>(((), Some("new".to_owned())))
         };
-        let set = WriteSet::new().key(&key);
-        textbook.write(&set, write).await.unwrap();
+        textbook.write(&key, write).await.unwrap();
         go_on.send(()).unwrap();
         assert_eq!(slow.await.unwrap(), ReadOutcome::Filled);
 

@@ -113,9 +113,11 @@ mod tests {
     use crate::key::{Collection, Key};
 
     fn set(id: &str) -> WriteSet {
-        WriteSet::new()
-            .key(Key::new(format!("item:{id}")))
-            .collection(Collection::new("items".to_owned()))
+        WriteSet {
+            keys: vec![Key::new(format!("item:{id}"))],
+            collections: vec![Collection::new("items".to_owned())],
+            whole: None,
+        }
     }
 
     #[tokio::test]

@@ -16,11 +16,9 @@ use crate::cache::observed::Observed;
 use crate::clock;
 use crate::engine::Engine;
 pub(crate) use crate::engine::NewValue;
-use crate::entity;
 use crate::error::{Indeterminate, OpError, Unavailable, WriteError};
 use crate::fence::Guard;
-use crate::format::Format;
-use crate::key::{Frame, Key, WriteSet};
+use crate::key::{Frame, Key, MAX_KEYS, WriteSet};
 use crate::runtime;
 use crate::stats::Counter;
 use crate::supervisor;
@@ -39,35 +37,18 @@ enum Permit {
 
 /// What a committed operation hands to the engine: its output, and the new values to cache.
 #[derive(Debug)]
-#[must_use = "only a commit that is returned tells that the operation has committed"]
-pub struct Commit<T> {
+pub(crate) struct Commit<T> {
     pub(crate) output: T,
     pub(crate) values: HashMap<Key, NewValue>,
 }
 
 impl<T> Commit<T> {
-    /// A commit that caches nothing: the keys of the write are left empty. An operation that found
-    /// nothing to write reports [`OpError::Rejected`] instead, since one that never asked for its guard
-    /// counts as unguarded.
-    pub fn new(output: T) -> Self {
+    /// A commit that caches nothing: the keys of the write are left empty.
+    pub(crate) fn new(output: T) -> Self {
         Self {
             output,
             values: HashMap::new(),
         }
-    }
-
-    /// The output, for a write that nothing is cached of.
-    #[must_use]
-    pub fn into_output(self) -> T {
-        self.output
-    }
-
-    /// Caches the value that the write has left in the store under `key`, which must be one of the
-    /// keys of the write.
-    pub fn cache<V, F: Format<V>>(mut self, key: &entity::Key<V, F>, value: &V) -> Self {
-        self.values
-            .insert(key.name.clone(), NewValue::of::<V, F>(value, key.traits));
-        self
     }
 }
 
@@ -148,7 +129,7 @@ impl Engine {
         }
         self.still_alive()?;
         let set = set.distinct();
-        if set.len() > WriteSet::MAX {
+        if set.len() > MAX_KEYS {
             return Err(WriteError::Unavailable(Unavailable::TooManyKeys));
         }
         under_way.unfinished = true;
@@ -451,7 +432,7 @@ impl Engine {
             &self.counters.unannounced_writes,
             format!(
                 "a write had a value to cache under a key `{entity}:*` that it had not announced: name \
-                 it in the `WriteSet`"
+                 it in the write"
             ),
         ))
     }

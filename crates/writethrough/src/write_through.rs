@@ -12,16 +12,15 @@ use crate::cache::Cache;
 use crate::clock;
 use crate::engine::{Counted, Engine};
 use crate::entity::{Cleared, CollectionKey, Entity, Key};
-use crate::error::{CacheError, FenceError, OpError, ReadError, StartError, WriteError};
-use crate::fence::{Fence, Guard};
+use crate::error::{CacheError, FenceError, ReadError, StartError};
+use crate::fence::Fence;
 use crate::format::Format;
-use crate::key::{Frame, WriteSet};
+use crate::key::Frame;
 use crate::read::{Place, Read};
 use crate::runtime::within;
 use crate::settings::Settings;
 use crate::stats::{Phase, ProposedBypass, SlowLoads, Stats, Status};
 use crate::supervisor;
-use crate::write::{Commit, Written};
 
 /// A write-through cache in front of a store: reads through the cache, writes to both, every read
 /// linearizable. Cheap to clone; all clones are one engine. One engine serves any number of
@@ -140,58 +139,6 @@ impl WriteThrough {
         let (place, traits) = (Place::Page(&collection.name, query), collection.traits);
         let read = pin!(self.engine.read::<V, F, _, _, _>(place, traits, load));
         within(&self.engine.runtime, read).await
-    }
-
-    /// Writes: announces the write in the cache, runs `op`, stores the new values in the cache and
-    /// acknowledges. `op` writes to the store guarded by the [`Guard`] it is given, in one
-    /// transaction, and is run again under a new guard when it reports [`OpError::Fenced`].
-    ///
-    /// The value that is cached must be what the transaction leaves behind. `RETURNING` answers before
-    /// `AFTER` triggers run: if one of them changes the row again, read it again at the end of the same
-    /// transaction, or cache nothing.
-    ///
-    /// A write that `op` refuses leaves its keys empty, as its announcement has taken the place of their
-    /// values: the next read of each loads.
-    ///
-    /// # Errors
-    ///
-    /// [`WriteError::Rejected`] when `op` refused; [`WriteError::Unavailable`] when the write was
-    /// never started; [`WriteError::Indeterminate`] when it may have been made.
-    ///
-    /// # Cancellation
-    ///
-    /// The write runs on a task of its own: dropping this future gives up its answer, not the
-    /// write. When the whole process dies half-way, the write's intents keep every reader on the
-    /// store until they lapse ([`crate::Settings::intent`]). So they do when the runtime ends, see
-    /// below, or `op` panics.
-    ///
-    /// # Runtime
-    ///
-    /// The task belongs to the tokio runtime that polls this first or, when another executor polls
-    /// it, to the engine's. It runs to its end unless that runtime ends before or is no longer driven;
-    /// such an end is logged and counted ([`crate::Stats::abandoned_writes`]).
-    ///
-    /// # Consistency
-    ///
-    /// When this returns `Ok`, no read that starts afterwards, on any node, sees anything older.
-    ///
-    /// A value under a key that is not in `set` is not cached, and an `op` that reports a commit without
-    /// having asked for [`Guard::parameter`] (where the database checks it) was not guarded. Both are
-    /// faults of the program: the write stands, and is acknowledged once the epoch is over, because the
-    /// cache may hold something stale ([`crate::Stats::unannounced_writes`],
-    /// [`crate::Stats::unguarded_writes`]).
-    pub async fn write_set<T, E, Op, F>(
-        &self,
-        set: WriteSet,
-        op: Op,
-    ) -> Result<Written<T>, WriteError<E>>
-    where
-        Op: FnMut(Guard) -> F + Send + 'static,
-        F: Future<Output = Result<Commit<T>, OpError<E>>> + Send + 'static,
-        T: Send + 'static,
-        E: Send + 'static,
-    {
-        self.engine.write(set, op).await
     }
 
     /// What the engine has counted.

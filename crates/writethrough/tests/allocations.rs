@@ -12,8 +12,8 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use support::{Ground, Pair};
 use tokio::runtime::Builder;
-use writethrough::entity::{Entity, Key};
 use writethrough::format::AsBytes;
+use writethrough::{Entity, Key};
 use writethrough::{ReadOutcome, WriteThrough};
 
 const ROW: Entity<str, Bytes, AsBytes> = Entity::new("row");

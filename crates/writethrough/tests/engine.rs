@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Gate, Ground, Node, Pair, ROW, ROWS, StoreError, held, until};
+use support::{Gate, Ground, Node, Pair, ROW, ROWS, Store, StoreError, held, until};
 use tokio::task::JoinHandle;
-use writethrough::entity::{Collection, Entity};
 use writethrough::format::AsBytes;
+use writethrough::writing::set::{Changes, Slot};
+use writethrough::writing::{Commit, Guarded};
 use writethrough::{
-    Bypass, CacheValue, Commit, DecodeError, Epoch, Fence, FenceError, Fenced, Guard,
+    Bypass, CacheValue, Collection, DecodeError, Entity, Epoch, Fence, FenceError, Fenced, Guard,
     Indeterminate, LocalFence, OpError, Phase, ReadError, ReadOutcome, RedisCache, RedisSettings,
-    Settings, Unavailable, WriteError, WriteSet,
+    Settings, Unavailable, WriteError,
 };
 use writethrough_protocol::{Proposal, Sighting};
 use writethrough_testbed::Testbed;
@@ -229,13 +230,9 @@ async fn a_refused_write_leaves_no_intent(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
-    let set = WriteSet::new().key(&ROW.key("a"));
-    let refused = node
-        .cached
-        .write_set(set, |_guard| async {
-            Err::<Commit<()>, _>(OpError::Rejected(StoreError("no".into())))
-        })
-        .await;
+    let refuse =
+        |_, _, ()| async { Err::<Commit<()>, _>(OpError::Rejected(StoreError("no".into()))) };
+    let refused = node.cached.write(ROW.key("a")).guarded(refuse).await;
     assert!(matches!(refused, Err(WriteError::Rejected(StoreError(_)))));
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Filled);
     assert_eq!(node.read("a").await.outcome, ReadOutcome::Hit);
@@ -245,16 +242,11 @@ async fn an_unknown_outcome_keeps_readers_on_the_store(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
     node.write("a", Some("one")).await.unwrap();
-    let set = WriteSet::new().key(&ROW.key("a"));
-    let store = node.store.clone();
-    let unknown = node
-        .cached
-        .write_set(set, move |guard| {
-            let store = store.clone();
-            async move {
-                store.put(&guard, "a", Some("two")).await?;
-                Err::<Commit<()>, _>(OpError::Unknown(StoreError("connection lost".into())))
-            }
+    let write = node.cached.write(ROW.key("a")).with(node.store.clone());
+    let unknown = write
+        .guarded(|guarded, _, store: Store| async move {
+            store.put(&guarded, "a", Some("two")).await?;
+            Err::<Commit<()>, _>(OpError::Unknown(StoreError("connection lost".into())))
         })
         .await;
     assert!(matches!(
@@ -350,16 +342,14 @@ async fn held_page(node: &Node) -> (Arc<Gate>, JoinHandle<writethrough::Read<Str
 }
 
 async fn write_member(node: &Node, value: &'static str) {
-    let set = WriteSet::new().key(&ROW.key("a")).collection(&ROWS.all());
-    let store = node.store.clone();
-    let op = move |guard| {
-        let store = store.clone();
-        async move {
-            store.put(&guard, "a", Some(value)).await?;
-            Ok(Commit::new(()).cache(&ROW.key("a"), &value.to_owned()))
-        }
+    let write = node.cached.write((ROW.key("a"), ROWS.all()));
+    let write = write.with(node.store.clone());
+    let op = move |mut guarded: Guarded, (slot, ()), store: Store| async move {
+        store.put(&guarded, "a", Some(value)).await?;
+        guarded.cache(&slot, &value.to_owned());
+        Ok(guarded.commit(()))
     };
-    node.cached.write_set(set, op).await.unwrap();
+    write.guarded(op).await.unwrap();
 }
 
 async fn a_page_is_cached_until_the_collection_changes(pair: Pair) {
@@ -767,17 +757,15 @@ async fn what_says_that_it_may_not_be_cached_is_served_and_not_cached(pair: Pair
     const DOTTED: Entity<str, Dotted, AsBytes> = Entity::new("row");
     const LISTS: Collection<(), Dotted, AsBytes> = Collection::new("rows");
     let key = DOTTED.key("a");
-    let (put, collection) = (node.store.clone(), LISTS.all());
+    let collection = LISTS.all();
     let write = async |value: &'static str| {
-        let (set, put, key) = (WriteSet::new().key(&key), put.clone(), key.clone());
-        let op = move |guard| {
-            let (put, key) = (put.clone(), key.clone());
-            async move {
-                put.put(&guard, "a", Some(value)).await?;
-                Ok(Commit::new(()).cache(&key, &Dotted(value.to_owned())))
-            }
+        let op = move |mut guarded: Guarded, slot, store: Store| async move {
+            store.put(&guarded, "a", Some(value)).await?;
+            guarded.cache(&slot, &Dotted(value.to_owned()));
+            Ok(guarded.commit(()))
         };
-        node.cached.write_set(set, op).await.unwrap();
+        let write = node.cached.write(&key).with(node.store.clone());
+        write.guarded(op).await.unwrap();
     };
     let read = async || {
         let load = || async { Ok::<_, StoreError>(node.store.get("a").await.map(Dotted)) };
@@ -800,36 +788,52 @@ async fn what_says_that_it_may_not_be_cached_is_served_and_not_cached(pair: Pair
     assert_eq!(read().await, (ReadOutcome::Hit, "three".to_owned()));
 }
 
+/// Slots of `a` and of `b`, of a write that is over.
+async fn old_slots(node: &Node) -> Vec<Slot<String>> {
+    let write = node.cached.write(vec![ROW.key("a"), ROW.key("b")]);
+    let refuse = |_, slots, ()| async { Err::<Commit<()>, _>(OpError::Rejected(slots)) };
+    match write.guarded(refuse).await {
+        Err(WriteError::Rejected(slots)) => slots,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Changes both rows, and caches both, whatever was announced.
+async fn write_both(
+    node: &Node,
+    slots: &[Slot<String>],
+    changes: impl Changes,
+    value: &'static str,
+) {
+    let context = (node.store.clone(), slots.to_vec());
+    let op = move |mut guarded: Guarded, _, context: (Store, Vec<Slot<String>>)| async move {
+        let (store, slots) = context;
+        for (id, slot) in ["a", "b"].iter().zip(&slots) {
+            store.put(&guarded, id, Some(value)).await?;
+            guarded.cache(slot, &value.to_owned());
+        }
+        Ok(guarded.commit(()))
+    };
+    let write = node.cached.write(changes).with(context);
+    write.guarded(op).await.unwrap();
+}
+
 /// A write of `a` that has also changed `b`, which it did not announce: the cached `b` would be a hit
 /// until its lifetime ends.
 async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
     let ground = Ground::new(pair).await;
     let node = ground.node().await;
-    let write_both = async |set: WriteSet, value: &'static str| {
-        let store = node.store.clone();
-        let op = move |guard| {
-            let store = store.clone();
-            async move {
-                store.put(&guard, "a", Some(value)).await?;
-                store.put(&guard, "b", Some(value)).await?;
-                let [a, b] = ["a", "b"].map(|id| ROW.key(id));
-                Ok(Commit::new(())
-                    .cache(&a, &value.to_owned())
-                    .cache(&b, &value.to_owned()))
-            }
-        };
-        node.cached.write_set(set, op).await.unwrap();
-    };
-    for (count, set) in [
-        (1, WriteSet::new().key(&ROW.key("a"))),
-        (2, WriteSet::new().collection(&ROWS.all())),
-        (3, WriteSet::new()),
-    ] {
+    let slots = old_slots(&node).await;
+    for count in 1..=3 {
         until("the cache is in use", async || node.cached.uses_cache()).await;
         node.write("b", Some("old")).await.unwrap();
         assert_eq!(node.read("b").await.outcome, ReadOutcome::Hit);
         let before = node.cached.status().epoch.unwrap();
-        write_both(set, "new").await;
+        match count {
+            1 => write_both(&node, &slots, ROW.key("a"), "new").await,
+            2 => write_both(&node, &slots, ROWS.all(), "new").await,
+            _ => write_both(&node, &slots, (), "new").await,
+        }
         assert_eq!(node.value("b").await.as_deref(), Some("new"));
         assert_eq!(node.value("a").await.as_deref(), Some("new"));
         let status = node.cached.status();
@@ -841,8 +845,8 @@ async fn a_value_under_a_key_that_was_not_announced_ends_the_epoch(pair: Pair) {
     // Both announced, nothing is wrong.
     until("the cache is in use", async || node.cached.uses_cache()).await;
     let before = node.cached.status().epoch;
-    let set = WriteSet::new().key(&ROW.key("a"));
-    write_both(set.key(&ROW.key("b")), "newer").await;
+    let both = vec![ROW.key("a"), ROW.key("b")];
+    write_both(&node, &slots, both, "newer").await;
     assert_eq!(node.read("b").await.outcome, ReadOutcome::Hit);
     assert_eq!(node.cached.status().epoch, before);
     assert_eq!(node.cached.stats().unannounced_writes, 3);
@@ -888,22 +892,16 @@ async fn a_write_that_ignores_its_guard_is_not_believed(pair: Pair) {
     node.write("a", Some("old")).await.unwrap();
     let row = node.fence.poll().await.unwrap().row;
     let gate = Gate::shut();
-    let write = tokio::spawn({
-        let (node, gate) = (node.clone(), gate.clone());
-        let (key, store) = (ROW.key("a"), node.store.clone());
-        let op = move |guard: Guard| {
-            drop(guard);
-            let (key, store, gate) = (key.clone(), store.clone(), gate.clone());
-            async move {
-                gate.pass().await;
-                store.put_unguarded("a", "new").await;
-                Ok::<_, OpError<StoreError>>(Commit::new(()).cache(&key, &"new".to_owned()))
-            }
+    let context = (node.store.clone(), gate.clone());
+    let write = node.spawn(async move |node| {
+        let write = node.cached.write(ROW.key("a")).with(context);
+        let op = |mut guarded: Guarded, slot, (store, gate): (Store, Arc<Gate>)| async move {
+            gate.pass().await;
+            store.put_unguarded("a", "new").await;
+            guarded.cache(&slot, &"new".to_owned());
+            Ok::<_, OpError<StoreError>>(guarded.commit(()))
         };
-        async move {
-            let set = WriteSet::new().key(&ROW.key("a"));
-            node.cached.write_set(set, op).await.map(drop)
-        }
+        write.guarded(op).await.map(drop)
     });
     gate.arrival().await;
     let next = writethrough_protocol::Node::bypass_from(row.number);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use support::{Gate, Ground, Node, Pair, ROW, StoreError, held, until};
-use writethrough::entity::Entity;
+use writethrough::Entity;
 use writethrough::format::AsBytes;
 use writethrough::{
     Bypass, CacheValue, DecodeError, ReadError, ReadMany, ReadOutcome, RedisCache, RedisSettings,

@@ -12,11 +12,12 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::{Ground, Node, Pair, ROW, until};
+use support::{Ground, Node, Pair, ROW, Store, until};
 use writethrough::cache::{Session, SessionWatch};
+use writethrough::writing::Guarded;
 use writethrough::{
-    Bypass, Cache, CacheError, Commit, Phase, ReadOutcome, RedisCache, RedisSettings, Settings,
-    Unavailable, WriteError, WriteSet,
+    Bypass, Cache, CacheError, MAX_KEYS, Phase, ReadOutcome, RedisCache, RedisSettings, Settings,
+    Unavailable, WriteError,
 };
 use writethrough_protocol::{KeyState, Token};
 use writethrough_testbed::{ChildSpec, Redis, Testbed};
@@ -853,20 +854,18 @@ async fn a_write_overwrites_what_is_not_an_intent_and_ends_no_epoch() {
 /// A write of these keys, each with a value.
 async fn write_all(node: &Node, ids: Vec<String>) -> support::Outcome<()> {
     let keys: Vec<_> = ids.iter().map(|id| ROW.key(id.as_str())).collect();
-    let set = keys.iter().fold(WriteSet::new(), WriteSet::key);
-    let store = node.store.clone();
-    node.cached
-        .write_set(set, move |guard| {
-            let (keys, ids, store) = (keys.clone(), ids.clone(), store.clone());
-            async move {
-                let mut commit = Commit::new(());
-                for (key, id) in keys.iter().zip(&ids) {
-                    store.put(&guard, id, Some("one")).await?;
-                    commit = commit.cache(key, &"one".to_owned());
+    let write = node.cached.write(keys);
+    let write = write.with((node.store.clone(), ids));
+    write
+        .guarded(
+            |mut guarded: Guarded, slots, (store, ids): (Store, Vec<String>)| async move {
+                for (slot, id) in slots.iter().zip(&ids) {
+                    store.put(&guarded, id, Some("one")).await?;
+                    guarded.cache(slot, &"one".to_owned());
                 }
-                Ok(commit)
-            }
-        })
+                Ok(guarded.commit(()))
+            },
+        )
         .await
 }
 
@@ -891,7 +890,7 @@ async fn a_write_of_no_key_of_a_key_twice_and_of_50_000_keys_keep_the_epoch() {
     for id in ["k0", "k25000", "k49999"] {
         assert_eq!(node.read(id).await.outcome, ReadOutcome::Hit, "{id}");
     }
-    let refused = write_all(&node, many(WriteSet::MAX + 1)).await;
+    let refused = write_all(&node, many(MAX_KEYS + 1)).await;
     assert!(
         matches!(
             refused,

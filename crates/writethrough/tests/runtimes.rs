@@ -5,15 +5,16 @@
 mod support;
 
 use std::convert::Infallible;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use support::{Ground, Node, Pair, ROW, ROWS, until};
 use tokio::runtime::{Builder, Runtime};
+use writethrough::writing::Commit;
 use writethrough::{
-    Bypass, Commit, Indeterminate, LocalFence, MemoryCache, OpError, ReadOutcome, RedisCache,
-    RedisSettings, Settings, WriteError, WriteSet, WriteThrough,
+    Bypass, Indeterminate, LocalFence, MemoryCache, OpError, ReadOutcome, RedisCache,
+    RedisSettings, Settings, WriteError, WriteThrough,
 };
 
 fn driven_all_the_time() -> Runtime {
@@ -85,16 +86,11 @@ fn begin_write(runtime: &Runtime, node: &Node) -> Receiver<()> {
     let (begun, wait) = channel();
     let cached = node.cached.clone();
     runtime.spawn(async move {
-        let op = move |_guard| {
-            let begun = begun.clone();
-            async move {
-                begun.send(()).unwrap();
-                std::future::pending::<Result<Commit<()>, OpError<Infallible>>>().await
-            }
+        let op = |_, _, begun: Sender<()>| async move {
+            begun.send(()).unwrap();
+            std::future::pending::<Result<Commit<()>, OpError<Infallible>>>().await
         };
-        cached
-            .write_set(WriteSet::new().key(&ROW.key("1")), op)
-            .await
+        cached.write(ROW.key("1")).with(begun).guarded(op).await
     });
     wait
 }
@@ -133,9 +129,9 @@ fn a_write_whose_operation_panics_is_counted_and_its_outcome_is_unknown() {
     let runtime = driven_all_the_time();
     let ground = runtime.block_on(Ground::new(Pair::MemoryLocal));
     let node = runtime.block_on(ground.node());
-    let op = |_guard| async { panic!("an operation of the test") };
-    let set = WriteSet::new().key(&ROW.key("1"));
-    let written = runtime.block_on(node.cached.write_set::<(), Infallible, _, _>(set, op));
+    let write = node.cached.write(ROW.key("1"));
+    let op = |_, _, ()| async { panic!("an operation of the test") };
+    let written = runtime.block_on(write.guarded::<(), Infallible, _, _>(op));
     assert!(matches!(
         written,
         Err(WriteError::Indeterminate(Indeterminate::Abandoned))

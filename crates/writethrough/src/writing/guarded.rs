@@ -73,7 +73,7 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let mut set = WriteSet::new();
+        let mut set = WriteSet::default();
         let slots = self.changes.announce(&mut set);
         let context = self.context;
         let op = move |guard| {
@@ -81,6 +81,6 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
             let run = op(Guarded { guard, values }, slots.clone(), context.clone());
             async move { run.await.map(|commit| commit.0) }
         };
-        self.engine.write_set(set, op).await
+        self.engine.engine.write(set, op).await
     }
 }

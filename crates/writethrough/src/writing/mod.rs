@@ -30,9 +30,20 @@ pub(crate) mod sealed {
 
 impl WriteThrough {
     /// Begins a write of what `changes` names: a key, a collection key, a tuple or a `Vec` of them, or all
-    /// values of an entity ([`crate::entity::Entity::whole`]).
+    /// values of an entity ([`crate::Entity::whole`]).
     ///
-    /// Nothing happens until one of the methods of [`Write`] is awaited.
+    /// Nothing happens until one of the methods of [`Write`] is awaited. Then the write is announced in the
+    /// cache, the operation runs, its values replace the announcement, and the write is acknowledged. An
+    /// operation that finds the epoch over has written nothing, and is run again in the next one. One that
+    /// refuses leaves its keys empty: the next read of each loads.
+    ///
+    /// # Runtime
+    ///
+    /// The write runs on a task of the tokio runtime that polls it first or, when another executor polls
+    /// it, of the engine's. It runs to its end unless that runtime ends before or is no longer driven; such
+    /// an end is logged and counted ([`crate::Stats::abandoned_writes`]). Then, or when the operation
+    /// panics or the process dies, the write's intents keep every reader on the store until they lapse
+    /// ([`crate::Settings::intent`]).
     pub fn write<C: Changes>(&self, changes: C) -> Write<'_, C> {
         Write {
             engine: self,

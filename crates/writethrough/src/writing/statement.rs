@@ -118,7 +118,7 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
         T: Send + 'static,
         E: From<P::Error> + Send + 'static,
     {
-        let mut set = WriteSet::new();
+        let mut set = WriteSet::default();
         let slots = self.changes.announce(&mut set);
         let (context, pool, op) = (self.context, pool.clone(), Arc::new(op));
         let bound = self.engine.engine.settings.write_timeout;
@@ -134,7 +134,7 @@ impl<C: Changes, X: Clone + Send + 'static> Write<'_, C, X> {
                 attempt(pool.clone(), Begin { epoch, bound }, deadline, run)
             })
         };
-        let written = self.engine.write_set(set, operation).await?;
+        let written = self.engine.engine.write(set, operation).await?;
         let output = written.output.map_err(WriteError::Rejected)?;
         Ok(Written {
             output,

@@ -1,6 +1,6 @@
 //! A name that could not be told from the rest of a key.
 
-use writethrough::entity::Entity;
+use writethrough::Entity;
 
 const NAMELESS: Entity<str, u64> = Entity::new("");
 

@@ -2,7 +2,7 @@
 
 use deadpool_postgres::Pool;
 use writethrough::WriteThrough;
-use writethrough::entity::Entity;
+use writethrough::Entity;
 use writethrough::writing::Commit;
 
 const PRICE: Entity<str, u64> = Entity::new("price");

@@ -15,11 +15,10 @@ use deadpool_postgres::{Manager, Pool};
 use tokio::sync::{Notify, OnceCell};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
-use writethrough::entity::{Collection, Entity};
+use writethrough::writing::Guarded;
 use writethrough::{
-    Cache, Commit, Fence, Guard, LocalFence, MemoryCache, OpError, PostgresFence, Read,
-    ReadOutcome, RedisCache, RedisSettings, Settings, WriteError, WriteSet, WriteThrough, Written,
-    postgres,
+    Cache, Collection, Entity, Fence, Guard, LocalFence, MemoryCache, OpError, PostgresFence, Read,
+    ReadOutcome, RedisCache, RedisSettings, Settings, WriteError, WriteThrough, Written, postgres,
 };
 use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
@@ -436,23 +435,19 @@ impl Node {
         value: Option<&str>,
         gate: Arc<Gate>,
     ) -> Outcome<()> {
-        let (store, id) = (self.store.clone(), id.to_owned());
+        type Context = (Store, String, Option<String>, Arc<Gate>);
         let value = value.map(str::to_owned);
-        let key = ROW.key(id.as_str());
-        let set = WriteSet::new().key(&key);
-        self.cached
-            .write_set(set, move |guard| {
-                let (store, id, value) = (store.clone(), id.clone(), value.clone());
-                let (key, gate) = (key.clone(), gate.clone());
-                async move {
-                    gate.pass().await;
-                    store.put(&guard, &id, value.as_deref()).await?;
-                    let commit = Commit::new(());
-                    Ok(match value {
-                        Some(value) => commit.cache(&key, &value),
-                        None => commit,
-                    })
+        let context = (self.store.clone(), id.to_owned(), value, gate);
+        let write = self.cached.write(ROW.key(id)).with(context);
+        write
+            .guarded(|mut guarded: Guarded, slot, context: Context| async move {
+                let (store, id, value, gate) = context;
+                gate.pass().await;
+                store.put(&guarded, &id, value.as_deref()).await?;
+                if let Some(value) = &value {
+                    guarded.cache(&slot, value);
                 }
+                Ok(guarded.commit(()))
             })
             .await
     }
