@@ -1,14 +1,15 @@
 //! A session with a span for each command, for callers that are traced. The names of the spans and
 //! of their attributes are a promise to dashboards; they stand here and nowhere else.
 //!
-//! A span is made only inside an enabled one, so a caller that is not traced pays a look at a
-//! thread-local and nothing more.
+//! A span is made only inside an enabled one. Outside of one each method hands on the session's own
+//! future: a caller that is not traced pays a look at a thread-local and nothing more.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{Acquire, Epoch, KeyState, Payload, ServerId, Token};
 
@@ -39,8 +40,37 @@ fn first(leases: &[Lease]) -> &str {
     leases.first().map_or("", |lease| lease.key.as_str())
 }
 
-/// A session as it is used in one epoch. Not a [`Session`] itself: its futures are not boxed a
-/// second time, and it has only what a read or a write needs.
+/// A command under way, as a [`Session`] gives it.
+type Command<'a, T> = Pin<Box<dyn Future<Output = Result<T, CacheError>> + Send + 'a>>;
+
+/// Runs a command in its span, if it has one.
+fn within<T: 'static>(span: Span, command: Command<'_, T>) -> Command<'_, T> {
+    if span.is_none() {
+        command
+    } else {
+        Box::pin(command.instrument(span))
+    }
+}
+
+/// The same, and tells whether what was looked for was there.
+fn looking<T: 'static>(
+    span: Span,
+    command: Command<'_, T>,
+    is_hit: fn(&T) -> bool,
+) -> Command<'_, T> {
+    if span.is_none() {
+        return command;
+    }
+    Box::pin(async move {
+        let found = command.instrument(span.clone()).await;
+        if let Ok(found) = &found {
+            span.record("cache.hit", is_hit(found));
+        }
+        found
+    })
+}
+
+/// A session as it is used in one epoch. It has only what a read or a write needs.
 #[derive(Clone)]
 pub(crate) struct Observed {
     session: Arc<dyn Session>,
@@ -67,13 +97,10 @@ impl Observed {
         self.session.server()
     }
 
-    pub(crate) async fn get(&self, key: &str) -> Result<KeyState, CacheError> {
+    pub(crate) fn get<'a>(&'a self, key: &'a str) -> Command<'a, KeyState> {
         let span = span!(self, "redis_get", "GET", key);
-        let found = self.session.get(key).instrument(span.clone()).await;
-        if let Ok(state) = &found {
-            span.record("cache.hit", matches!(state, KeyState::Value(_)));
-        }
-        found
+        let is_hit = |state: &KeyState| matches!(state, KeyState::Value(_));
+        looking(span, self.session.get(key), is_hit)
     }
 
     /// The span has the name of the first key, as those of all commands on many keys.
@@ -86,32 +113,27 @@ impl Observed {
         self.session.get_many(keys).instrument(span).await
     }
 
-    pub(crate) async fn get_page(
-        &self,
-        collection: &str,
-        page: &str,
-    ) -> Result<(KeyState, Option<Page>), CacheError> {
+    pub(crate) fn get_page<'a>(
+        &'a self,
+        collection: &'a str,
+        page: &'a str,
+    ) -> Command<'a, (KeyState, Option<Page>)> {
         let span = span!(self, "redis_get", "MGET", page);
-        let found = self.session.get_page(collection, page);
-        let found = found.instrument(span.clone()).await;
-        if let Ok((state, page)) = &found {
-            let hit = page
-                .as_ref()
-                .is_some_and(|page| page::stamp(state) == Some(page.stamp));
-            span.record("cache.hit", hit);
-        }
-        found
+        let is_hit = |(state, page): &(KeyState, Option<Page>)| {
+            let stamp = page.as_ref().map(|page| page.stamp);
+            stamp.is_some() && page::stamp(state) == stamp
+        };
+        looking(span, self.session.get_page(collection, page), is_hit)
     }
 
-    pub(crate) async fn acquire_fill(
-        &self,
-        key: &str,
+    pub(crate) fn acquire_fill<'a>(
+        &'a self,
+        key: &'a str,
         token: Token,
         lease: Duration,
-    ) -> Result<Acquire, CacheError> {
+    ) -> Command<'a, Acquire> {
         let span = span!(self, "redis_lease", "SET", key);
-        let acquired = self.session.acquire_fill(key, token, lease);
-        acquired.instrument(span).await
+        within(span, self.session.acquire_fill(key, token, lease))
     }
 
     pub(crate) async fn acquire_fill_many(
@@ -124,15 +146,14 @@ impl Observed {
         acquired.instrument(span).await
     }
 
-    pub(crate) async fn renew_fill(
-        &self,
-        key: &str,
+    pub(crate) fn renew_fill<'a>(
+        &'a self,
+        key: &'a str,
         token: Token,
         lease: Duration,
-    ) -> Result<FillLease, CacheError> {
+    ) -> Command<'a, FillLease> {
         let span = span!(self, "redis_lease", "EVALSHA", key);
-        let renewed = self.session.renew_fill(key, token, lease);
-        renewed.instrument(span).await
+        within(span, self.session.renew_fill(key, token, lease))
     }
 
     pub(crate) async fn renew_fill_many(
@@ -145,13 +166,9 @@ impl Observed {
         renewed.instrument(span).await
     }
 
-    pub(crate) async fn break_fill(
-        &self,
-        key: &str,
-        token: Token,
-    ) -> Result<FillLease, CacheError> {
+    pub(crate) fn break_fill<'a>(&'a self, key: &'a str, token: Token) -> Command<'a, FillLease> {
         let span = span!(self, "redis_del", "EVALSHA", key);
-        self.session.break_fill(key, token).instrument(span).await
+        within(span, self.session.break_fill(key, token))
     }
 
     pub(crate) async fn break_fill_many(&self, leases: &[Lease]) -> Result<(), CacheError> {
@@ -159,16 +176,15 @@ impl Observed {
         self.session.break_fill_many(leases).instrument(span).await
     }
 
-    pub(crate) async fn fill(
-        &self,
-        key: &str,
+    pub(crate) fn fill<'a>(
+        &'a self,
+        key: &'a str,
         token: Token,
         payload: Payload,
         ttl: Duration,
-    ) -> Result<Filled, CacheError> {
+    ) -> Command<'a, Filled> {
         let span = span!(self, "redis_set", "EVALSHA", key);
-        let filled = self.session.fill(key, token, payload, ttl);
-        filled.instrument(span).await
+        within(span, self.session.fill(key, token, payload, ttl))
     }
 
     pub(crate) async fn fill_many(&self, fills: Vec<Fill>) -> Result<Vec<bool>, CacheError> {
@@ -177,22 +193,22 @@ impl Observed {
         self.session.fill_many(fills).instrument(span).await
     }
 
-    pub(crate) async fn fill_page(
-        &self,
-        collection: &str,
-        page: &str,
+    pub(crate) fn fill_page<'a>(
+        &'a self,
+        collection: &'a str,
+        page: &'a str,
         token: Token,
         bytes: Bytes,
         ttl: Duration,
-    ) -> Result<Filled, CacheError> {
+    ) -> Command<'a, Filled> {
         let span = span!(self, "redis_set", "EVALSHA", page);
         let filled = self.session.fill_page(collection, page, token, bytes, ttl);
-        filled.instrument(span).await
+        within(span, filled)
     }
 
-    pub(crate) async fn discard(&self, key: &str, bytes: &Bytes) -> Result<(), CacheError> {
+    pub(crate) fn discard<'a>(&'a self, key: &'a str, bytes: &'a Bytes) -> Command<'a, ()> {
         let span = span!(self, "redis_del", "EVALSHA", key);
-        self.session.discard(key, bytes).instrument(span).await
+        within(span, self.session.discard(key, bytes))
     }
 
     pub(crate) async fn discard_many(&self, entries: &[(String, Bytes)]) -> Result<(), CacheError> {
@@ -202,43 +218,42 @@ impl Observed {
     }
 
     /// The span has the name of the first key.
-    pub(crate) async fn begin(
-        &self,
-        keys: &[String],
+    pub(crate) fn begin<'a>(
+        &'a self,
+        keys: &'a [String],
         token: Token,
         lifetime: Duration,
-    ) -> Result<(), CacheError> {
+    ) -> Command<'a, ()> {
         let first = keys.first().map_or("", String::as_str);
         let span = span!(self, "redis_intent", "EVALSHA", first);
-        let begun = self.session.begin(keys, token, lifetime);
-        begun.instrument(span).await
+        within(span, self.session.begin(keys, token, lifetime))
     }
 
     /// The span has the name of the first key, and tells whether a value is kept.
-    pub(crate) async fn end(&self, ends: &[End], token: Token) -> Result<(), CacheError> {
+    pub(crate) fn end<'a>(&'a self, ends: &'a [End], token: Token) -> Command<'a, ()> {
         let first = ends.first().map_or("", |end| end.key.as_str());
         let span = if ends.iter().any(|end| end.value.is_some()) {
             span!(self, "redis_set", "EVALSHA", first)
         } else {
             span!(self, "redis_del", "EVALSHA", first)
         };
-        self.session.end(ends, token).instrument(span).await
+        within(span, self.session.end(ends, token))
     }
 
     #[cfg(feature = "textbook")]
-    pub(crate) async fn set(
-        &self,
-        key: &str,
+    pub(crate) fn set<'a>(
+        &'a self,
+        key: &'a str,
         payload: Payload,
         ttl: Duration,
-    ) -> Result<(), CacheError> {
+    ) -> Command<'a, ()> {
         let span = span!(self, "redis_set", "SET", key);
-        self.session.set(key, payload, ttl).instrument(span).await
+        within(span, self.session.set(key, payload, ttl))
     }
 
     #[cfg(feature = "textbook")]
-    pub(crate) async fn delete(&self, key: &str) -> Result<(), CacheError> {
+    pub(crate) fn delete<'a>(&'a self, key: &'a str) -> Command<'a, ()> {
         let span = span!(self, "redis_del", "DEL", key);
-        self.session.delete(key).instrument(span).await
+        within(span, self.session.delete(key))
     }
 }
