@@ -359,7 +359,7 @@ impl Engine {
     }
 
     /// Waits until the newest epoch seen passes the test.
-    async fn wait_until(&self, deadline: Instant, test: impl Fn(Epoch) -> bool) -> bool {
+    pub(crate) async fn wait_until(&self, deadline: Instant, test: impl Fn(Epoch) -> bool) -> bool {
         let mut changed = self.changed.subscribe();
         let reached = || self.view().node.row().is_some_and(|row| test(row.number));
         while !reached() {

@@ -12,6 +12,7 @@ use crate::write::{self, Written};
 use crate::write_through::WriteThrough;
 
 mod guarded;
+mod invalidate;
 pub mod set;
 mod statement;
 pub(crate) mod text;
