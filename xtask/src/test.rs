@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use pico_args::Arguments;
 use serde_json::Value;
 
@@ -26,6 +26,8 @@ const BOUND_MINUTES: u64 = 40;
 /// How long a quiet command goes without a sign of life.
 const QUIET: Duration = Duration::from_secs(20);
 
+/// The package that services depend on.
+const LIBRARY: &str = "writethrough";
 /// The package that the lab belongs to, and no other.
 const LAB_PACKAGE: &str = "writethrough-cli";
 /// Variables that change what libtest prints.
@@ -76,6 +78,12 @@ const PARTS: &[Part] = &[
         about: "lints, as errors",
         needs: &[],
         run: clippy,
+    },
+    Part {
+        name: "features",
+        about: "the library with none of its features, with each one alone, and with all",
+        needs: &[],
+        run: features,
     },
     Part {
         name: "docs",
@@ -363,11 +371,60 @@ fn clippy(run: &mut Run) -> anyhow::Result<Outcome> {
     run.check(command)
 }
 
+/// The library alone, as a service has it that asks for one feature: the other parts build everything at
+/// once, where a missing dependency of one feature is there for the sake of another.
+fn features(run: &mut Run) -> anyhow::Result<Outcome> {
+    let package = &run.options.packages;
+    if !package.is_empty() && !package.iter().any(|name| name == LIBRARY) {
+        return Ok(Outcome::Good(format!(
+            "{LIBRARY} is not among the packages"
+        )));
+    }
+    let features = declared_features(&root().join("crates").join(LIBRARY).join("Cargo.toml"))?;
+    let chosen = |features: &str| {
+        let mut arguments = vec!["clippy", "--lib", "--package", LIBRARY];
+        match features {
+            "all" => arguments.push("--all-features"),
+            features => arguments.extend(["--no-default-features", "--features", features]),
+        }
+        let mut command = run.cargo(&arguments);
+        command.args(["--quiet", "--", "-D", "warnings"]);
+        command
+    };
+    let mut bad = Vec::new();
+    for features in features.iter().map(String::as_str).chain(["", "all"]) {
+        let end = run.show(chosen(features))?;
+        if !end.ok() {
+            let named = if features.is_empty() {
+                "none"
+            } else {
+                features
+            };
+            bad.push(format!("{named}: {}", end.describe()));
+        }
+    }
+    Ok(if bad.is_empty() {
+        Outcome::Good(format!("{} sets of features", features.len() + 2))
+    } else {
+        Outcome::Bad(bad.join("\n"))
+    })
+}
+
+/// The names of the features that a manifest declares.
+fn declared_features(manifest: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(manifest)
+        .with_context(|| format!("{} cannot be read", manifest.display()))?;
+    let manifest: toml::Table = toml::from_str(&text).context("a manifest is not as it must be")?;
+    let features = manifest.get("features").and_then(toml::Value::as_table);
+    let features = features.context("the library declares no features")?;
+    Ok(features.keys().cloned().collect())
+}
+
 /// Twice: with private items, so that links inside the crates are checked, and then as users see
 /// it, where no public item may link to a private one.
 fn document(run: &mut Run) -> anyhow::Result<Outcome> {
     for private in [true, false] {
-        let mut command = run.cargo(&["doc", "--no-deps"]);
+        let mut command = run.cargo(&["doc", "--no-deps", "--all-features"]);
         run.select(&mut command);
         if run.options.packages.is_empty() {
             // The program and the library are both called `writethrough`, and would be written to

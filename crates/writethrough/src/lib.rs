@@ -62,6 +62,25 @@
 //! - The database's advisory locks lock, and READ COMMITTED takes a new snapshot for each statement:
 //!   tested on two connections before a server is believed ([`PostgresFence::self_test`]).
 //!
+//! # Features
+//!
+//! On by default is what nearly every service uses: `json` and `redis`. No driver of a database is: a
+//! service has one already, and choosing it here must not bring a second one.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `postgres` | [`PostgresFence`], over tokio-postgres and deadpool |
+//! | `redis` | [`RedisCache`]; `redis-tls` adds `rediss://`, with rustls |
+//! | `memory` | [`MemoryCache`], for a single node |
+//! | `json` | values as JSON: [`format::AsJson`] |
+//! | `postcard` | values in a compact format: [`format::AsPostcard`] |
+//! | `testing` | what a service's own tests need |
+//! | `textbook` | the usual pattern without a guarantee, to be compared with |
+//!
+//! Always there: the engine, [`LocalFence`], the traits [`Cache`] and [`Fence`] for others of your own, and
+//! [`CacheValue`] with [`format::AsBytes`] for types that know their own bytes. The names of the formats are
+//! always there too, so that the type of an entity does not depend on features.
+//!
 //! # The runtime
 //!
 //! [`Builder::start`] and [`RedisCache::connect`] need a tokio runtime with timers and I/O that
@@ -110,19 +129,24 @@ mod write_through;
 pub mod cache;
 pub mod fence;
 pub mod format;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod writing;
 
 pub use builder::Builder;
-pub use cache::{
-    Cache, MemoryCache, RedisCache, RedisCertificates, RedisConnectError, RedisSettings,
-};
+pub use cache::Cache;
+#[cfg(feature = "memory")]
+pub use cache::MemoryCache;
+#[cfg(feature = "redis")]
+pub use cache::{RedisCache, RedisCertificates, RedisConnectError, RedisSettings};
 pub use entity::{Cleared, Collection, CollectionKey, Entity, Key, Whole};
 pub use error::{
     CacheError, FenceError, Fenced, Indeterminate, InvalidNamespace, NoConnection, OpError,
     ReadError, StartError, Unavailable, WriteError,
 };
-pub use fence::{Fence, Guard, LocalFence, PostgresFence};
+#[cfg(feature = "postgres")]
+pub use fence::PostgresFence;
+pub use fence::{Fence, Guard, LocalFence};
 pub use key::MAX_KEYS;
 pub use read::{Read, ReadOutcome};
 pub use read_many::ReadMany;

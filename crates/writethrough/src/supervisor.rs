@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use writethrough_protocol::{Astray, Epoch, Mode, Node, Proposal, ReadPermit, ServerId, Sighting};
 
-use crate::cache::memory::IN_PROCESS;
+use crate::cache::IN_PROCESS;
 use crate::clock;
 use crate::engine::{Engine, Proposed};
 use crate::error::FenceError;

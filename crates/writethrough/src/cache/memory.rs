@@ -19,11 +19,8 @@ use uuid::Uuid;
 use writethrough_protocol::page::{self, Page};
 use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
-use super::{Cache, End, FillLease, Filled, Session, SessionWatch};
+use super::{Cache, End, FillLease, Filled, IN_PROCESS, Session, SessionWatch};
 use crate::error::CacheError;
-
-/// The ids of in-process caches begin like this.
-pub(crate) const IN_PROCESS: &str = "memory-";
 
 /// Locks that make a transition atomic; a power of two, enough that two busy keys rarely share one.
 const STRIPES: usize = 64;

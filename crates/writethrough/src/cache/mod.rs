@@ -14,12 +14,19 @@ use writethrough_protocol::{Acquire, KeyState, Payload, ServerId, Token};
 
 use crate::error::CacheError;
 
+#[cfg(feature = "memory")]
 pub mod memory;
 pub(crate) mod observed;
+#[cfg(feature = "redis")]
 pub mod redis;
 
+#[cfg(feature = "memory")]
 pub use memory::MemoryCache;
+#[cfg(feature = "redis")]
 pub use redis::{RedisCache, RedisCertificates, RedisConnectError, RedisSettings};
+
+/// The ids of in-process caches begin like this.
+pub(crate) const IN_PROCESS: &str = "memory-";
 
 /// The newest verified session, or `None` while there is none.
 pub type SessionWatch = watch::Receiver<Option<Arc<dyn Session>>>;

@@ -25,13 +25,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    Arg, AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind,
-    IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, Script,
-    ServerErrorKind, TlsCertificates, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline,
+    ProtocolVersion, PushInfo, PushKind, RedisError, Script, ServerErrorKind, Value,
 };
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
@@ -42,6 +38,9 @@ use super::{Cache, End, Fill, FillLease, Filled, Lease, Session, SessionWatch};
 use crate::error::CacheError;
 use crate::lateness::Lateness;
 use crate::runtime::{self, NoRuntime};
+
+#[cfg_attr(not(feature = "redis-tls"), path = "redis/no_tls.rs")]
+mod tls;
 
 /// Keys that one step of a walk asks for: about a tenth of a millisecond of the server's time.
 const WALK_BATCH: usize = 128;
@@ -83,7 +82,8 @@ pub struct RedisSettings {
     /// verified on such keys, so that rights that its user lacks are found before a write needs them.
     /// Keys that are not named here are verified once one of them was refused.
     pub key_prefixes: Vec<String>,
-    /// Certificates for `rediss://`; the system's authorities and no client certificate by default.
+    /// Certificates for `rediss://`, which needs the feature `redis-tls`; the system's authorities and
+    /// no client certificate by default.
     pub certificates: RedisCertificates,
 }
 
@@ -104,48 +104,6 @@ impl fmt::Debug for RedisCertificates {
             .field("authorities", &self.authorities.is_some())
             .field("client", &self.client.is_some())
             .finish()
-    }
-}
-
-impl RedisCertificates {
-    /// As the client takes them; none when there are none.
-    fn checked(&self) -> Result<Option<TlsCertificates>, InvalidRedisCertificates> {
-        let has_certificates = |pem: &[u8]| {
-            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-            all.is_ok_and(|all| !all.is_empty())
-        };
-        let authorities = self.authorities.clone();
-        if authorities
-            .as_deref()
-            .is_some_and(|pem| !has_certificates(pem))
-        {
-            return Err(InvalidRedisCertificates(
-                "those of the authorities are no certificates in PEM",
-            ));
-        }
-        let client_tls = match self.client.clone() {
-            Some((certificate, _)) if !has_certificates(&certificate) => {
-                return Err(InvalidRedisCertificates(
-                    "that of the client is no certificate in PEM",
-                ));
-            }
-            Some((_, key)) if PrivateKeyDer::from_pem_slice(&key).is_err() => {
-                return Err(InvalidRedisCertificates(
-                    "the key of the client is no key in PEM",
-                ));
-            }
-            client => client.map(|(client_cert, client_key)| ClientTlsConfig {
-                client_cert,
-                client_key,
-            }),
-        };
-        if authorities.is_none() && client_tls.is_none() {
-            return Ok(None);
-        }
-        Ok(Some(TlsCertificates {
-            client_tls,
-            root_cert: authorities,
-        }))
     }
 }
 
@@ -180,6 +138,13 @@ impl fmt::Debug for RedisSettings {
 )]
 pub struct InvalidRedisUrl(String);
 
+impl InvalidRedisUrl {
+    /// Only the fixed description: a detail could repeat a part of the URL.
+    fn because(error: RedisError) -> Self {
+        Self(format!("{:?}", error.kind()))
+    }
+}
+
 /// The certificates for Redis cannot be used. The message says which, and nothing of them.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificates for Redis cannot be used: {0}")]
@@ -195,6 +160,9 @@ pub enum RedisConnectError {
     /// The certificates cannot be used, or the URL is one without TLS.
     #[error(transparent)]
     Certificates(#[from] InvalidRedisCertificates),
+    /// The URL or the certificates ask for TLS.
+    #[error("TLS to Redis needs the feature `redis-tls` of the crate `writethrough`")]
+    BuiltWithoutTls,
     /// It was not called inside of a runtime.
     #[error(transparent)]
     NoRuntime(#[from] NoRuntime),
@@ -375,15 +343,14 @@ impl RedisCache {
     /// [`RedisConnectError`] when the URL is malformed, the certificates cannot be used, or there is no
     /// runtime.
     pub fn connect(settings: RedisSettings) -> Result<Self, RedisConnectError> {
-        let reason = |error: RedisError| {
-            // Only the fixed description: a detail could repeat a part of the URL.
-            InvalidRedisUrl(format!("{:?}", error.kind()))
-        };
+        if cfg!(not(feature = "redis-tls")) && settings.url.starts_with("rediss:") {
+            return Err(RedisConnectError::BuiltWithoutTls);
+        }
         let info = settings
             .url
             .as_str()
             .into_connection_info()
-            .map_err(reason)?;
+            .map_err(InvalidRedisUrl::because)?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         // The server's messages about its data set need the third version of the protocol.
         let redis = info
@@ -394,22 +361,7 @@ impl RedisCache {
         // Chosen later, since a server that is none to be used has no databases to choose from.
         let redis = redis.set_db(0);
         let info = info.set_tcp_settings(tcp).set_redis_settings(redis);
-        let with_tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. });
-        if with_tls && CryptoProvider::get_default().is_none() {
-            // The client would panic without one. Another thread may have been faster.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        let client = match settings.certificates.checked()? {
-            None => Client::open(info).map_err(reason)?,
-            Some(_) if !with_tls => {
-                return Err(InvalidRedisCertificates("the URL has no TLS; use `rediss://`").into());
-            }
-            Some(certificates) => {
-                // Nothing of what was given is repeated.
-                let unusable = |_| InvalidRedisCertificates("the client does not take them");
-                Client::build_with_tls(info, certificates).map_err(unusable)?
-            }
-        };
+        let client = tls::client(info, &settings.certificates)?;
         let runtime = runtime::current()?;
         let (sessions, _) = watch::channel(None);
         let stop = Arc::new(Notify::new());

@@ -10,10 +10,13 @@ use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
 use crate::error::{FenceError, Fenced};
 
 pub mod local;
+#[cfg(feature = "postgres")]
 mod migration;
+#[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 
 pub use local::LocalFence;
+#[cfg(feature = "postgres")]
 pub use postgres::PostgresFence;
 
 /// The permission to write under one epoch, handed to the operation of a write.
