@@ -106,6 +106,8 @@
 mod announce;
 mod builder;
 mod clock;
+#[cfg(feature = "postgres")]
+mod driver;
 mod engine;
 mod entity;
 mod error;
@@ -129,6 +131,8 @@ mod write_through;
 pub mod cache;
 pub mod fence;
 pub mod format;
+#[cfg(feature = "postgres")]
+pub mod migration;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod writing;

@@ -17,7 +17,7 @@ use deadpool_postgres::Pool;
 use support::{Ground, Node, Pair, ROW, Store, pool_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use writethrough::postgres::UnfitDatabase;
+use writethrough::fence::UnfitDatabase;
 use writethrough::{Fence, Indeterminate, PostgresFence, ReadOutcome, Settings, WriteError};
 use writethrough_testbed::{Link, Postgres, Testbed};
 

@@ -9,12 +9,14 @@ use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
 
 use crate::error::{FenceError, Fenced};
 
-pub mod local;
 #[cfg(feature = "postgres")]
-mod migration;
+mod database;
+pub mod local;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 
+#[cfg(feature = "postgres")]
+pub use database::{EpochTable, UnfitDatabase};
 pub use local::LocalFence;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresFence;

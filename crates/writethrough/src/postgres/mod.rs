@@ -9,8 +9,7 @@ use tokio_postgres::{Error, SimpleQueryMessage};
 
 use crate::error::{NoConnection, OpError, Unavailable};
 pub use crate::fence::postgres::{
-    FENCED_SQLSTATE, MigrateError, UnfitDatabase, is_fenced, is_missing, is_stale_statement,
-    migrate_schema, op_error,
+    is_fenced, is_missing, is_stale_statement, migrate_schema, op_error,
 };
 use crate::writing::text::MARK;
 use crate::writing::{Ended, Performed, sealed};

@@ -12,6 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
+use writethrough::migration::Migration;
 use writethrough::postgres::{is_missing, is_stale_statement, migrate_schema, op_error};
 use writethrough::{Guard, OpError, PostgresFence};
 
@@ -39,13 +40,15 @@ const MIGRATION_LOCK: i64 = 0x7772_6974_6574_6802;
 /// The longest that a sign of life may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-const MIGRATIONS: &[(&str, &str)] = &[
-    (
-        "V1__create_items",
+const MIGRATIONS: &[Migration] = &[
+    Migration::new(
+        1,
+        "create_items",
         include_str!("migrations/V1__create_items.sql"),
     ),
-    (
-        "V2__times_can_be_shown",
+    Migration::new(
+        2,
+        "times_can_be_shown",
         include_str!("migrations/V2__times_can_be_shown.sql"),
     ),
 ];
@@ -172,12 +175,7 @@ impl PostgresStore {
     /// Why it could not be done; doing it again is safe.
     pub async fn migrate(client: &mut Client) -> Result<(), Obstacle> {
         PostgresFence::migrate(client).await?;
-        let migrations = MIGRATIONS
-            .iter()
-            .map(|(name, sql)| refinery::Migration::unapplied(name, sql))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Obstacle::passing(chain(&error)))?;
-        migrate_schema(client, "items_schema_history", MIGRATION_LOCK, &migrations).await?;
+        migrate_schema(client, "items_schema_history", MIGRATION_LOCK, MIGRATIONS).await?;
         Ok(())
     }
 

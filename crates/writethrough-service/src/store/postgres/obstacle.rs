@@ -7,7 +7,7 @@ use std::io;
 
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
-use writethrough::postgres::MigrateError;
+use writethrough::migration::MigrateError;
 
 use super::fitness::Unfit;
 use super::room::{MAKE_ROOM, is_full};
@@ -95,13 +95,13 @@ impl From<Unfit> for Obstacle {
     }
 }
 
-impl From<MigrateError> for Obstacle {
-    fn from(error: MigrateError) -> Self {
+impl From<MigrateError<Error>> for Obstacle {
+    fn from(error: MigrateError<Error>) -> Self {
         if !error.needs_mending() {
             return Self::passing(chain(&error));
         }
         let for_good = |remedy| Self::with_remedy(&error, Lasts::ForGood, remedy);
-        match error.code().map(SqlState::code) {
+        match error.code() {
             Some("42501") => for_good(
                 "use a role that may create a schema in the database and tables in its search_path, or \
                  that owns what is there (GRANT CREATE)",
