@@ -70,6 +70,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `postgres` | [`PostgresFence`], over tokio-postgres and deadpool |
+//! | `sqlx` | [`SqlxFence`], over sqlx; TLS is what the service's own sqlx has |
 //! | `redis` | [`RedisCache`]; `redis-tls` adds `rediss://`, with rustls |
 //! | `memory` | [`MemoryCache`], for a single node |
 //! | `json` | values as JSON: [`format::AsJson`] |
@@ -106,7 +107,7 @@
 mod announce;
 mod builder;
 mod clock;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 mod driver;
 mod engine;
 mod entity;
@@ -131,10 +132,12 @@ mod write_through;
 pub mod cache;
 pub mod fence;
 pub mod format;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub mod migration;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 pub mod writing;
 
 pub use builder::Builder;
@@ -150,6 +153,8 @@ pub use error::{
 };
 #[cfg(feature = "postgres")]
 pub use fence::PostgresFence;
+#[cfg(feature = "sqlx")]
+pub use fence::SqlxFence;
 pub use fence::{Fence, Guard, LocalFence};
 pub use key::MAX_KEYS;
 pub use read::{Read, ReadOutcome};

@@ -9,17 +9,21 @@ use writethrough_protocol::{Epoch, EpochRow, Proposal, Sighting};
 
 use crate::error::{FenceError, Fenced};
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 mod database;
 pub mod local;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+#[cfg(feature = "sqlx")]
+pub(crate) mod sqlx;
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub use database::{EpochTable, UnfitDatabase};
 pub use local::LocalFence;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresFence;
+#[cfg(feature = "sqlx")]
+pub use sqlx::SqlxFence;
 
 /// The permission to write under one epoch, handed to the operation of a write.
 ///
