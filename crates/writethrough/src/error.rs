@@ -72,6 +72,7 @@ pub enum Unavailable {
 pub struct NoConnection(Arc<dyn std::error::Error + Send + Sync>);
 
 impl NoConnection {
+    #[cfg(feature = "postgres")]
     pub(crate) fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self(Arc::new(error))
     }
@@ -165,6 +166,7 @@ impl<E> OpError<E> {
 }
 
 /// An error with its causes, in one line.
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

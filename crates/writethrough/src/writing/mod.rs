@@ -3,8 +3,9 @@
 //! [`WriteThrough::write`] takes what the write changes and hands its operation, for each attempt, a slot
 //! for each key, a copy of the context, and the one thing that can make a [`Commit`]:
 //!
-//! - [`Write::transaction`]: a transaction of the driver, which is guarded already;
-//! - [`Write::statement`]: a single statement, guarded and committed in its own round trip;
+//! - [`Write::transaction`] (with the feature of a driver): a transaction of it, which is guarded already;
+//! - [`Write::statement`] (with the feature `postgres`): a single statement, guarded and committed in its own
+//!   round trip;
 //! - [`Write::guarded`]: the bare guard, for stores that the library has no driver for.
 
 use crate::error::{OpError, WriteError};
@@ -14,16 +15,22 @@ use crate::write_through::WriteThrough;
 mod guarded;
 mod invalidate;
 pub mod set;
+#[cfg(feature = "postgres")]
 mod statement;
+#[cfg(feature = "postgres")]
 pub(crate) mod text;
+#[cfg(feature = "postgres")]
 mod transaction;
 
 pub use guarded::Guarded;
+#[cfg(feature = "postgres")]
 pub use statement::{Done, Performed, Pipeline};
+#[cfg(feature = "postgres")]
 pub use transaction::{Begin, Driver, Ended, Lent};
 
 use set::Changes;
 
+#[cfg(feature = "postgres")]
 pub(crate) mod sealed {
     /// Keeps the drivers to those of this library.
     pub trait Sealed {}
