@@ -13,13 +13,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deadpool_postgres::Pool;
-use support::{Ground, Node, Pair, ROW, Store, pool_of, until};
+use support::{Driver, Ground, Node, Pair, ROW, Store, pool_of, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use writethrough::fence::UnfitDatabase;
-use writethrough::{Fence, Indeterminate, PostgresFence, ReadOutcome, Settings, WriteError};
+use writethrough::{Indeterminate, ReadOutcome, Settings, WriteError};
 use writethrough_testbed::{Link, Postgres, Testbed};
+
+/// Runs each case on the fence of each driver.
+macro_rules! on_each_driver {
+    ($($case:ident),+ $(,)?) => {
+        on_each_driver! { @ tokio_postgres TokioPostgres $($case),+ }
+        on_each_driver! { @ sqlx Sqlx $($case),+ }
+    };
+    (@ $module:ident $driver:ident $($case:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    super::$case(super::Driver::$driver).await;
+                }
+            )+
+        }
+    };
+}
+
+on_each_driver!(
+    what_a_failover_has_lost_is_not_served_from_the_cache,
+    a_database_to_which_connecting_takes_longer_than_a_poll_may_is_polled_all_the_same,
+    a_fence_whose_role_may_not_change_the_row_says_so,
+    a_primary_that_turned_read_only_is_seen_in_the_status,
+    a_server_whose_locks_work_passes_its_test,
+    a_server_whose_locks_lock_nothing_is_refused_with_the_reason,
+);
 
 /// A primary that a standby follows, and one link to whoever is the primary: as behind a name or a
 /// list of hosts.
@@ -31,8 +57,8 @@ struct Failover {
 }
 
 impl Failover {
-    async fn new() -> Self {
-        let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+    async fn new(driver: Driver) -> Self {
+        let ground = Ground::with_own_postgres(driver.with_redis()).await;
         let primary = ground.own_postgres.as_ref().unwrap();
         let testbed = Testbed::new().await.unwrap();
         let standby = testbed.postgres_standby_of(primary).await.unwrap();
@@ -65,7 +91,7 @@ impl Failover {
     /// A node that reaches its database, for items and for the epoch, through the link.
     async fn node(&self) -> Node {
         let url = self.link.url_for(&self.primary().url());
-        let fence: Arc<dyn Fence> = Arc::new(PostgresFence::new(pool_of(&url, 2)));
+        let fence = self.ground.pair.driver().fence(&url);
         let settings = Settings::default();
         let mut node = self.ground.start(settings, self.ground.cache(), fence);
         node.store = Store {
@@ -87,9 +113,8 @@ async fn in_store(postgres: &Postgres, id: &str) -> Option<String> {
 /// A standby that lacks the last write is promoted. The row that it has is that of an epoch whose
 /// values are in Redis, the lost one among them; under its number alone every node, one that starts
 /// afterwards too, would serve the lost value as a hit until the TTL.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_failover_has_lost_is_not_served_from_the_cache() {
-    let failover = Failover::new().await;
+async fn what_a_failover_has_lost_is_not_served_from_the_cache(driver: Driver) {
+    let failover = Failover::new(driver).await;
     let nodes = [failover.node().await, failover.node().await];
     nodes[0].write("a", Some("kept")).await.unwrap();
     failover.standby_follows().await;
@@ -128,7 +153,7 @@ async fn what_a_failover_has_lost_is_not_served_from_the_cache() {
 /// Two primaries and one Redis: what is filled on the isolated side would be a hit on the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_primaries_share_no_key() {
-    let failover = Failover::new().await;
+    let failover = Failover::new(Driver::TokioPostgres).await;
     let isolated = failover.ground.node().await;
     let moved = failover.node().await;
     isolated.write("a", Some("common")).await.unwrap();
@@ -228,7 +253,7 @@ async fn a_number_that_goes_back_begins_a_new_history() {
 /// written last. A read that begins when the new history is in use returns what the database has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_under_load_leaves_nothing_stale() {
-    let failover = Failover::new().await;
+    let failover = Failover::new(Driver::TokioPostgres).await;
     let nodes = [failover.node().await, failover.node().await];
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let keys: Vec<String> = (0..10).map(|key| format!("k{key}")).collect();
@@ -396,18 +421,18 @@ async fn an_error_that_says_nothing_about_the_commit_leaves_the_outcome_unknown(
 /// polls succeed.
 /// Each poll that found no connection began to make one and was given up before it had its answer, so
 /// the next one found none either: the lease was never renewed, and no read could use or fill the cache.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_to_which_connecting_takes_longer_than_a_poll_may_is_polled_all_the_same() {
-    let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+async fn a_database_to_which_connecting_takes_longer_than_a_poll_may_is_polled_all_the_same(
+    driver: Driver,
+) {
+    let ground = Ground::with_own_postgres(driver.with_redis()).await;
     let postgres = ground.own_postgres.as_ref().unwrap();
     let testbed = Testbed::new().await.unwrap();
     let link = testbed.link(postgres.addr()).await.unwrap();
-    let pool = pool_of(&link.url_for(&postgres.url()), 2);
     let settings = Settings {
         poll_timeout: Duration::from_millis(250),
         ..Settings::default()
     };
-    let fence: Arc<dyn Fence> = Arc::new(PostgresFence::new(pool));
+    let fence = driver.fence(&link.url_for(&postgres.url()));
     let node = ground.start(settings, ground.cache(), fence);
     until("the cache is in use", async || node.cached.uses_cache()).await;
     node.write("a", Some("value")).await.unwrap();
@@ -430,9 +455,8 @@ async fn a_database_to_which_connecting_takes_longer_than_a_poll_may_is_polled_a
     node.cached.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fence_whose_role_may_not_change_the_row_says_so() {
-    let ground = Ground::with_own_postgres(Pair::RedisPostgres).await;
+async fn a_fence_whose_role_may_not_change_the_row_says_so(driver: Driver) {
+    let ground = Ground::with_own_postgres(driver.with_redis()).await;
     let postgres = ground.own_postgres.as_ref().unwrap();
     postgres
         .run(
@@ -444,7 +468,7 @@ async fn a_fence_whose_role_may_not_change_the_row_says_so() {
         .await
         .unwrap();
     let url = postgres.url().replace("labuser", "reader");
-    let fence = Arc::new(PostgresFence::new(pool_of(&url, 2)));
+    let fence = driver.fence(&url);
     let node = ground.start(Settings::default(), ground.cache(), fence);
     until("it is said", async || {
         let status = node.cached.status();
@@ -464,9 +488,8 @@ async fn a_fence_whose_role_may_not_change_the_row_says_so() {
 }
 
 /// Hits go on, so nothing else would tell that no write can succeed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_turned_read_only_is_seen_in_the_status() {
-    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+async fn a_primary_that_turned_read_only_is_seen_in_the_status(driver: Driver) {
+    let ground = Ground::with_own_postgres(driver.with_memory()).await;
     let postgres = ground.own_postgres.as_ref().unwrap();
     let node = ground.node().await;
     node.write("a", Some("kept")).await.unwrap();
@@ -499,19 +522,10 @@ async fn a_primary_that_turned_read_only_is_seen_in_the_status() {
     .await;
 }
 
-async fn clients(pool: &Pool) -> [deadpool_postgres::Object; 2] {
-    [pool.get().await.unwrap(), pool.get().await.unwrap()]
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_whose_locks_work_passes_its_test() {
-    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+async fn a_server_whose_locks_work_passes_its_test(driver: Driver) {
+    let ground = Ground::with_own_postgres(driver.with_memory()).await;
     let postgres = ground.own_postgres.as_ref().unwrap();
-    let pool = pool_of(&postgres.url(), 2);
-    let [mut holder, mut waiter] = clients(&pool).await;
-    PostgresFence::self_test(&mut holder, &mut waiter)
-        .await
-        .unwrap();
+    driver.self_test(&postgres.url()).await.unwrap();
     let left = postgres
         .run("SELECT count(*) FROM writethrough.self_test")
         .await;
@@ -520,9 +534,8 @@ async fn a_server_whose_locks_work_passes_its_test() {
 
 /// An engine that answers the functions and locks nothing, and one whose functions go on with the
 /// snapshot that they began with.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason() {
-    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason(driver: Driver) {
+    let ground = Ground::with_own_postgres(driver.with_memory()).await;
     let postgres = ground.own_postgres.as_ref().unwrap();
     // Found before pg_catalog, as such an engine's own functions would be.
     let silenced = "
@@ -531,16 +544,14 @@ async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason() {
         CREATE FUNCTION silent.pg_advisory_xact_lock_shared(bigint) RETURNS void LANGUAGE sql AS '';
         ALTER ROLE labuser SET search_path = silent, pg_catalog, public";
     postgres.run(silenced).await.unwrap();
-    let pool = pool_of(&postgres.url(), 2);
-    let [mut holder, mut waiter] = clients(&pool).await;
-    let refused = PostgresFence::self_test(&mut holder, &mut waiter).await;
+    let refused = driver.self_test(&postgres.url()).await;
     assert!(
         matches!(refused, Err(UnfitDatabase::NoLocks)),
         "{refused:?}"
     );
 
     // The node that meets such a server neither caches nor writes, and says why.
-    let fence = PostgresFence::new(pool_of(&postgres.url(), 2));
+    let fence = driver.fence(&postgres.url());
     let reason = fence.poll().await.unwrap_err().to_string();
     assert!(reason.contains("advisory locks lock nothing"), "{reason}");
 
@@ -555,12 +566,10 @@ async fn a_server_whose_locks_lock_nothing_is_refused_with_the_reason() {
         )
         .await
         .unwrap();
-    let pool = pool_of(&postgres.url(), 2);
-    let [mut holder, mut waiter] = clients(&pool).await;
     // On a busy machine the one may be too late to wait for the other, which proves nothing: again then.
     let mut refused = Ok(());
     for _ in 0..100 {
-        refused = PostgresFence::self_test(&mut holder, &mut waiter).await;
+        refused = driver.self_test(&postgres.url()).await;
         if refused.is_err() {
             break;
         }

@@ -12,13 +12,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, Pool};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::{Notify, OnceCell};
 use tokio::task::JoinHandle;
 use tokio_postgres::NoTls;
+use writethrough::fence::UnfitDatabase;
 use writethrough::writing::Guarded;
 use writethrough::{
     Cache, Collection, Entity, Fence, Guard, LocalFence, MemoryCache, OpError, PostgresFence, Read,
-    ReadOutcome, RedisCache, RedisSettings, Settings, WriteError, WriteThrough, Written, postgres,
+    ReadOutcome, RedisCache, RedisSettings, Settings, SqlxFence, WriteError, WriteThrough, Written,
+    postgres,
 };
 use writethrough_testbed::{Link, Postgres, Redis, Testbed};
 
@@ -35,6 +38,7 @@ macro_rules! on_every_pair {
         on_every_pair! { @ redis_local RedisLocal $($case),+ }
         on_every_pair! { @ memory_postgres MemoryPostgres $($case),+ }
         on_every_pair! { @ redis_postgres RedisPostgres $($case),+ }
+        on_every_pair! { @ memory_sqlx MemorySqlx $($case),+ }
     };
     (@ $module:ident $pair:ident $($case:ident),+) => {
         mod $module {
@@ -68,15 +72,87 @@ pub enum Pair {
     RedisLocal,
     MemoryPostgres,
     RedisPostgres,
+    MemorySqlx,
+    RedisSqlx,
 }
 
 impl Pair {
     fn uses_redis(self) -> bool {
-        matches!(self, Self::RedisLocal | Self::RedisPostgres)
+        matches!(
+            self,
+            Self::RedisLocal | Self::RedisPostgres | Self::RedisSqlx
+        )
     }
 
     fn uses_postgres(self) -> bool {
-        matches!(self, Self::MemoryPostgres | Self::RedisPostgres)
+        !matches!(self, Self::MemoryLocal | Self::RedisLocal)
+    }
+
+    pub fn driver(self) -> Driver {
+        match self {
+            Self::MemorySqlx | Self::RedisSqlx => Driver::Sqlx,
+            _ => Driver::TokioPostgres,
+        }
+    }
+}
+
+/// The driver of a fence in Postgres.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    TokioPostgres,
+    Sqlx,
+}
+
+impl Driver {
+    pub fn with_memory(self) -> Pair {
+        match self {
+            Self::TokioPostgres => Pair::MemoryPostgres,
+            Self::Sqlx => Pair::MemorySqlx,
+        }
+    }
+
+    pub fn with_redis(self) -> Pair {
+        match self {
+            Self::TokioPostgres => Pair::RedisPostgres,
+            Self::Sqlx => Pair::RedisSqlx,
+        }
+    }
+
+    pub fn fence(self, url: &str) -> Arc<dyn Fence> {
+        match self {
+            Self::TokioPostgres => Arc::new(PostgresFence::new(pool_of(url, 2))),
+            Self::Sqlx => Arc::new(SqlxFence::new(PgPool::connect_lazy(url).unwrap())),
+        }
+    }
+
+    async fn migrate(self, url: &str) {
+        match self {
+            Self::TokioPostgres => {
+                let mut client = pool_of(url, 1).get().await.unwrap();
+                PostgresFence::migrate(&mut client).await.unwrap();
+            }
+            Self::Sqlx => {
+                let mut connection = PgConnection::connect(url).await.unwrap();
+                SqlxFence::migrate(&mut connection).await.unwrap();
+            }
+        }
+    }
+
+    /// The test of the server's locks, on two new connections.
+    pub async fn self_test(self, url: &str) -> Result<(), UnfitDatabase> {
+        match self {
+            Self::TokioPostgres => {
+                let pool = pool_of(url, 2);
+                let [mut holder, mut waiter] =
+                    [pool.get().await.unwrap(), pool.get().await.unwrap()];
+                PostgresFence::self_test(&mut holder, &mut waiter).await
+            }
+            Self::Sqlx => {
+                let mut holder = PgConnection::connect(url).await.unwrap();
+                let mut waiter = PgConnection::connect(url).await.unwrap();
+                SqlxFence::self_test(&mut holder, &mut waiter).await
+            }
+        }
     }
 }
 
@@ -289,8 +365,8 @@ impl Ground {
     async fn on(pair: Pair, database: Option<String>, redis: Option<Arc<Redis>>) -> Self {
         let pool = database.as_deref().map(|url| pool_of(url, 8));
         if let Some(pool) = &pool {
-            let mut client = pool.get().await.unwrap();
-            PostgresFence::migrate(&mut client).await.unwrap();
+            pair.driver().migrate(database.as_deref().unwrap()).await;
+            let client = pool.get().await.unwrap();
             let table = "CREATE TABLE rows (key text PRIMARY KEY, value text NOT NULL)";
             client.batch_execute(table).await.unwrap();
             // No node has ever held a lease here, so nobody has to observe the first epoch.
@@ -329,7 +405,7 @@ impl Ground {
     pub fn fence(&self) -> Arc<dyn Fence> {
         match &self.database {
             None => Arc::new(LocalFence::new()),
-            Some(url) => Arc::new(PostgresFence::new(pool_of(url, 2))),
+            Some(url) => self.pair.driver().fence(url),
         }
     }
 
