@@ -84,7 +84,8 @@ impl Counters {
     }
 }
 
-/// What this engine has counted since it started.
+/// What this engine has counted since it started. Each id of a [`crate::WriteThrough::read_many`] counts
+/// as a read of its own, their load as one load, and a [`crate::WriteThrough::invalidate`] as a write.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Stats {
