@@ -10,7 +10,7 @@ use writethrough::cache::SessionWatch;
 use crate::config::{CacheBackend, Config, Database, Sampling};
 use crate::engine::Consistency;
 use crate::items::Items;
-use crate::metrics::Metrics;
+use crate::metrics::{Live, Metrics};
 use crate::middleware::access::Access;
 use crate::middleware::load_shed::Admission;
 use crate::problem::{Kind, Problem};
@@ -78,7 +78,8 @@ impl App {
 
     /// The database is ready: from here on items are served.
     pub fn set_ready(&self, items: Arc<Items>) {
-        self.metrics.observe(&items);
+        let live: Arc<dyn Live> = items.clone();
+        self.metrics.observe(Arc::downgrade(&live));
         let _ = self.items.set(items);
     }
 

@@ -13,14 +13,14 @@ use tracing::{Instrument, Span};
 use writethrough::format::AsBytes;
 use writethrough::{
     CacheError, CacheValue, Collection, DecodeError, Entity, Guard, Indeterminate, OpError,
-    ReadError, ReadOutcome, Unavailable, WriteError,
+    ReadError, ReadOutcome, Stats, Unavailable, WriteError,
 };
 
 use crate::clearing::Clearing;
-use crate::engine::Engine;
+use crate::engine::{Engine, State};
 use crate::item::{Item, ItemFields, ItemId, NewItem, PageRequest};
-use crate::metrics::{Metrics, WriteKind};
-use crate::store::{Condition, ItemStore, Refusal, StoreError, StoreFailure};
+use crate::metrics::{Live, Metrics, WriteKind, WriteTiming};
+use crate::store::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure};
 use crate::wire::{ItemBody, PageBody};
 
 /// Items in the cache: keys are `item:<id>@<history>.<epoch>`.
@@ -120,17 +120,6 @@ pub struct Fetched {
     pub cache_time: Duration,
     /// Time spent in the store, if it was asked.
     pub store_time: Option<Duration>,
-}
-
-/// Where a write spent its time.
-#[derive(Debug, Clone, Copy)]
-pub struct WriteTiming {
-    /// Waiting for the cache.
-    pub cache: Duration,
-    /// In the store.
-    pub store: Duration,
-    /// In total.
-    pub total: Duration,
 }
 
 /// An acknowledged write.
@@ -413,6 +402,20 @@ impl Items {
     pub async fn shutdown(&self) {
         self.engine.shutdown().await;
         self.store.close().await;
+    }
+}
+
+impl Live for Items {
+    fn stats(&self) -> Stats {
+        self.engine.stats()
+    }
+
+    fn state(&self) -> State {
+        self.engine.state()
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        self.store.pool_use()
     }
 }
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod app;
+mod authority;
 pub mod causes;
 mod clearing;
 pub mod config;

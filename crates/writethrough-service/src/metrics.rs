@@ -15,13 +15,13 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use writethrough::ReadOutcome;
+use writethrough::{ReadOutcome, Stats};
 
+use crate::engine::State;
 use crate::exposition::{self, Format};
-use crate::items::{Items, WriteTiming};
 use crate::middleware::access::Refusal;
 use crate::route::{ROUTES, Route};
-use crate::store::Operation;
+use crate::store::{Operation, PoolUse};
 use crate::telemetry::export::SPANS;
 use crate::telemetry::log::lost_lines;
 
@@ -143,6 +143,17 @@ impl RequestDurations {
     }
 }
 
+/// Where a write spent its time.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteTiming {
+    /// Waiting for the cache.
+    pub cache: Duration,
+    /// In the store.
+    pub store: Duration,
+    /// In total.
+    pub total: Duration,
+}
+
 /// A kind of write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WriteKind {
@@ -160,6 +171,18 @@ impl WriteKind {
         (Self::Update, "update"),
         (Self::Delete, "delete"),
     ];
+}
+
+/// What the engine and the store count themselves, and is read at the time of a scrape.
+pub trait Live: Send + Sync {
+    /// The engine's counters.
+    fn stats(&self) -> Stats;
+
+    /// The engine's state.
+    fn state(&self) -> State;
+
+    /// The use of the store's connections.
+    fn pool_use(&self) -> PoolUse;
 }
 
 /// Everything that is counted.
@@ -181,7 +204,7 @@ pub struct Metrics {
     reads: [Histogram; 4],
     /// For each kind of write: redis, postgres, total.
     writes: [[Histogram; 3]; 3],
-    live: Arc<OnceLock<Weak<Items>>>,
+    live: Arc<OnceLock<Weak<dyn Live>>>,
 }
 
 impl Metrics {
@@ -318,8 +341,8 @@ impl Metrics {
     }
 
     /// Tells the metrics where to read the engine's and the pool's own numbers.
-    pub fn observe(&self, items: &Arc<Items>) {
-        let _ = self.live.set(Arc::downgrade(items));
+    pub fn observe(&self, live: Weak<dyn Live>) {
+        let _ = self.live.set(live);
     }
 
     /// Counts a request. `trace_id` becomes an exemplar when the request is traced.
@@ -427,7 +450,7 @@ impl Default for Metrics {
 /// Reads what others count, at the time of a scrape.
 #[derive(Debug)]
 struct LiveCollector {
-    live: Arc<OnceLock<Weak<Items>>>,
+    live: Arc<OnceLock<Weak<dyn Live>>>,
 }
 
 const MODES: [&str; 6] = [
@@ -462,13 +485,13 @@ impl Collector for LiveCollector {
             MetricType::Counter,
         )?;
         ConstCounter::new(lost_lines() as u64).encode(lost)?;
-        let Some(items) = self.live.get().and_then(Weak::upgrade) else {
+        let Some(live) = self.live.get().and_then(Weak::upgrade) else {
             return Ok(());
         };
-        let stats = items.engine().stats();
-        let state = items.engine().state();
+        let stats = live.stats();
+        let state = live.state();
         let status = &state.status;
-        let pool = items.store().pool_use();
+        let pool = live.pool_use();
         let encoder = &mut encoder;
 
         let reads = [

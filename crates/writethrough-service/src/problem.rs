@@ -4,16 +4,13 @@
 //! the body, because it knows the trace id. No text here comes from the database.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::sync::Arc;
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
-use writethrough::Unavailable;
-
-use crate::items::ItemsError;
-use crate::store::StoreFailure;
 
 /// How long a client should wait before it tries again, in seconds.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -278,7 +275,7 @@ pub struct Problem {
     errors: Vec<FieldError>,
     headers: Vec<(HeaderName, HeaderValue)>,
     /// For the log alone.
-    cause: Option<Arc<ItemsError>>,
+    cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 /// An error (RFC 9457).
@@ -352,9 +349,16 @@ impl Problem {
         self
     }
 
+    /// Keeps what failed inside of the service for the log; the client does not get to see it.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+        self.cause = Some(Arc::new(cause));
+        self
+    }
+
     /// What failed inside of the service, for the log.
     #[must_use]
-    pub fn cause(&self) -> Option<&ItemsError> {
+    pub fn cause(&self) -> Option<&(dyn Error + Send + Sync)> {
         self.cause.as_deref()
     }
 
@@ -381,38 +385,6 @@ impl Problem {
     #[cfg(test)]
     pub(crate) fn errors_for_tests(&self) -> &[FieldError] {
         &self.errors
-    }
-}
-
-impl From<ItemsError> for Problem {
-    /// Keeps the cause for the log; the client does not get to see it.
-    fn from(error: ItemsError) -> Self {
-        let problem = match &error {
-            ItemsError::NotFound => return Self::new(Kind::ItemNotFound),
-            ItemsError::Mismatch => return Self::new(Kind::PreconditionFailed),
-            ItemsError::Store(cause) => Self::new(match cause.failure() {
-                StoreFailure::Internal => Kind::Internal,
-                StoreFailure::Overloaded => Kind::Overloaded,
-                StoreFailure::Unavailable => Kind::Unavailable,
-            }),
-            ItemsError::Engine(Unavailable::Busy) => Self::new(Kind::Overloaded),
-            ItemsError::Engine(_) => Self::new(Kind::Unavailable),
-            ItemsError::Cache(_) => Self::new(Kind::CacheUnavailable),
-            ItemsError::Indeterminate { id, .. } => Self::new(Kind::OutcomeUnknown)
-                .detail(format!(
-                    "The write may or may not have happened. Read /items/{id} before you send it \
-                     again."
-                ))
-                .header(
-                    header::LOCATION,
-                    HeaderValue::try_from(format!("/items/{id}"))
-                        .unwrap_or_else(|_| HeaderValue::from_static("/items")),
-                ),
-        };
-        Self {
-            cause: Some(Arc::new(error)),
-            ..problem
-        }
     }
 }
 

@@ -12,10 +12,9 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use subtle::ConstantTimeEq;
 
-use crate::app::App;
+use crate::authority::plain_host;
 use crate::config::shown;
 use crate::json::is_json;
-use crate::middleware::malformed::plain_host;
 use crate::problem::{Kind, Problem};
 use crate::route::Route;
 
@@ -169,7 +168,7 @@ impl Access {
     /// # Errors
     ///
     /// Why not, and the answer.
-    fn check(
+    pub(crate) fn check(
         &self,
         caller: Option<Caller>,
         request: &Request,
@@ -337,28 +336,13 @@ fn is_unasked(headers: &HeaderMap) -> bool {
     !own
 }
 
-/// Lets a request in, or counts it as refused and says so in the log.
-///
-/// # Errors
-///
-/// The answer.
-pub(crate) fn check(
-    app: &App,
+/// A line for each reason at most once a minute: anybody can make the service refuse something.
+pub(crate) fn log_refusal(
+    refusal: Refusal,
     caller: Option<Caller>,
     request: &Request,
     route: Option<&Route>,
-) -> Result<(), Problem> {
-    app.access
-        .check(caller, request, route)
-        .map_err(|(refusal, problem)| {
-            app.metrics.refused(refusal);
-            log_refusal(refusal, caller, request, route);
-            problem
-        })
-}
-
-/// A line for each reason at most once a minute: anybody can make the service refuse something.
-fn log_refusal(refusal: Refusal, caller: Option<Caller>, request: &Request, route: Option<&Route>) {
+) {
     static LAST: Mutex<[Option<Instant>; Refusal::ALL.len()]> =
         Mutex::new([None; Refusal::ALL.len()]);
     {

@@ -9,11 +9,11 @@ use std::task::{Context, Poll, ready};
 
 use axum::extract::Request;
 use axum::http::header::{self, HeaderMap};
-use axum::http::uri::Authority;
 use axum::http::{Method, StatusCode, Version};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::authority::is_host;
 use crate::metrics::Metrics;
 use crate::middleware::trace_context::RequestTrace;
 use crate::problem::{Kind, Problem};
@@ -63,37 +63,6 @@ fn check_host(headers: &HeaderMap, version: Version) -> Result<(), Problem> {
     Err(Problem::new(Kind::MalformedRequest)
         .detail("Send the header `Host` once, with the host and the port of the service.")
         .error("Host", wrong))
-}
-
-/// The host of an authority in its usual form: letters, digits, dots and hyphens, then perhaps a port. That
-/// is what nearly every request has, and looking at it costs no allocation.
-pub(crate) fn plain_host(authority: &[u8]) -> Option<&str> {
-    let (host, port) = match authority.iter().position(|byte| *byte == b':') {
-        Some(at) => (&authority[..at], &authority[at + 1..]),
-        None => (authority, &[][..]),
-    };
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    let port_fits = match port.len() {
-        0 => true,
-        1..=4 => port.iter().all(u8::is_ascii_digit),
-        _ => false,
-    };
-    let plain = !host.is_empty() && host.iter().all(is_plain) && port_fits;
-    plain.then(|| std::str::from_utf8(host).ok()).flatten()
-}
-
-/// Whether this is a host with or without a port, or nothing, which stands for "no host".
-fn is_host(text: &[u8]) -> bool {
-    if text.is_empty() || plain_host(text).is_some() {
-        return true;
-    }
-    let Ok(authority) = Authority::try_from(text) else {
-        return false;
-    };
-    let after_host = &authority.as_str()[authority.host().len()..];
-    !authority.as_str().contains(['@', ','])
-        && !authority.host().is_empty()
-        && (matches!(after_host, "" | ":") || authority.port_u16().is_some())
 }
 
 /// RFC 9112, 6.1: no coding but `chunked` is understood, and that one at most once. The status is 400 and

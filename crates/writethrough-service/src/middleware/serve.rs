@@ -20,10 +20,10 @@ use crate::app::App;
 use crate::connections::Origin;
 use crate::json::BODY_TIMEOUT;
 use crate::metrics::Shed;
+use crate::middleware::access::{self, Caller};
 use crate::middleware::body_watch::{Rest, Unread};
-use crate::middleware::malformed::TARGET_BYTES;
+use crate::middleware::malformed::{self, TARGET_BYTES};
 use crate::middleware::trace_context::{RequestTrace, TraceParent};
-use crate::middleware::{access, malformed};
 use crate::problem::{Kind, Problem};
 use crate::route::Route;
 use crate::throttle::Throttle;
@@ -61,7 +61,7 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let checked = checked
         .and_then(|()| check_length(&request))
         .and_then(|()| {
-            access::check(
+            admit(
                 &app,
                 origin.as_ref().map(|origin| origin.caller),
                 &request,
@@ -143,6 +143,26 @@ pub async fn serve(State(app): State<Arc<App>>, request: Request, next: Next) ->
     app.metrics
         .request(&method, route, status, started.elapsed(), exemplar);
     response
+}
+
+/// Lets a request in, or counts it as refused and says so in the log.
+///
+/// # Errors
+///
+/// The answer.
+fn admit(
+    app: &App,
+    caller: Option<Caller>,
+    request: &Request,
+    route: Option<&Route>,
+) -> Result<(), Problem> {
+    app.access
+        .check(caller, request, route)
+        .map_err(|(refusal, problem)| {
+            app.metrics.refused(refusal);
+            access::log_refusal(refusal, caller, request, route);
+            problem
+        })
 }
 
 /// Refuses a target that is too long before anything looks into it.

@@ -16,6 +16,7 @@ use crate::openapi;
 use crate::problem::{Kind, Problem};
 
 mod cache;
+mod failure;
 mod health;
 mod items;
 mod pages;

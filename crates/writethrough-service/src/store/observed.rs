@@ -7,66 +7,30 @@ use async_trait::async_trait;
 use tracing::{Instrument, Span};
 use writethrough::{Guard, OpError};
 
-use super::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure, WriteResult};
+use super::{
+    Condition, ItemStore, Operation, PoolUse, Refusal, StoreError, StoreFailure, WriteResult,
+};
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest};
 use crate::metrics::Metrics;
 
-/// The operations that are observed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Reading one item.
-    Select,
-    /// Reading a part of the list.
-    SelectAll,
-    /// Adding an item.
-    Insert,
-    /// Replacing an item.
-    Update,
-    /// Removing an item.
-    Delete,
+/// The span's name is the promised one for each store, so that the same trace is read the same
+/// way; `db.system.name` tells the stores apart.
+fn span_name(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Select => "postgres_select",
+        Operation::SelectAll => "postgres_select_all",
+        Operation::Insert => "postgres_insert",
+        Operation::Update => "postgres_update",
+        Operation::Delete => "postgres_delete",
+    }
 }
 
-impl Operation {
-    /// All operations.
-    pub const ALL: [Self; 5] = [
-        Self::Select,
-        Self::SelectAll,
-        Self::Insert,
-        Self::Update,
-        Self::Delete,
-    ];
-
-    /// The name in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Select => "select",
-            Self::SelectAll => "select_all",
-            Self::Insert => "insert",
-            Self::Update => "update",
-            Self::Delete => "delete",
-        }
-    }
-
-    /// The span's name is the promised one for each store, so that the same trace is read the same
-    /// way; `db.system.name` tells the stores apart.
-    fn span_name(self) -> &'static str {
-        match self {
-            Self::Select => "postgres_select",
-            Self::SelectAll => "postgres_select_all",
-            Self::Insert => "postgres_insert",
-            Self::Update => "postgres_update",
-            Self::Delete => "postgres_delete",
-        }
-    }
-
-    fn sql_verb(self) -> &'static str {
-        match self {
-            Self::Select | Self::SelectAll => "SELECT",
-            Self::Insert => "INSERT",
-            Self::Update => "UPDATE",
-            Self::Delete => "DELETE",
-        }
+fn sql_verb(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Select | Operation::SelectAll => "SELECT",
+        Operation::Insert => "INSERT",
+        Operation::Update => "UPDATE",
+        Operation::Delete => "DELETE",
     }
 }
 
@@ -109,14 +73,14 @@ impl ObservedStore {
         tracing::info_span!(
             target: "writethrough",
             "store",
-            otel.name = operation.span_name(),
+            otel.name = span_name(operation),
             otel.kind = "client",
             otel.status_code = tracing::field::Empty,
             error.type = tracing::field::Empty,
             db.system.name = self.store.system(),
-            db.operation.name = operation.sql_verb(),
+            db.operation.name = sql_verb(operation),
             db.collection.name = "items",
-            db.query.summary = format_args!("{} items", operation.sql_verb()),
+            db.query.summary = format_args!("{} items", sql_verb(operation)),
         )
     }
 }

@@ -1,6 +1,5 @@
 //! Connections to Postgres: the URL, TLS, the pool and its bounds.
 
-use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,22 +9,18 @@ use tokio::time::timeout;
 use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use writethrough::Settings;
 
+use super::bounds::{POOL_WAIT, STATEMENT_TIMEOUT};
 use super::fitness::verify;
-use super::hosts::Hosts;
+use super::hosts::{Hosts, address};
 use super::obstacle::Obstacle;
 use super::room::Room;
 use crate::config::{is_host, option_name};
 
-/// The longest that the server works on one statement. The bound on this side is the same.
-pub(super) const STATEMENT_TIMEOUT: Duration = Settings::WRITE_TIMEOUT;
 /// The longest wait for one lock. A write of a locked row may wait for two, that of the row and that of
 /// its place in the queue; with the wait for a connection it is less than a write may take in all (5 s),
 /// so that its outcome is known.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(1800);
-/// The longest wait for a connection, made or free.
-pub(super) const POOL_WAIT: Duration = Duration::from_secs(1);
 /// The longest that one address may take to accept a connection; a name may have several.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(450);
 /// The longest that making a connection takes, over all hosts.
@@ -222,38 +217,6 @@ impl Connector {
         verify(&client).await?;
         Ok(client)
     }
-}
-
-/// Each host with its port.
-pub(super) fn address(config: &Config) -> String {
-    let names: Vec<String> = match config.get_hosts() {
-        [] => config
-            .get_hostaddrs()
-            .iter()
-            .map(IpAddr::to_string)
-            .collect(),
-        hosts => hosts
-            .iter()
-            .map(|host| match host {
-                Host::Tcp(name) => name.clone(),
-                Host::Unix(folder) => folder.display().to_string(),
-            })
-            .collect(),
-    };
-    let ports = config.get_ports();
-    let port_of = |index: usize| match ports {
-        [one] => *one,
-        ports => ports.get(index).copied().unwrap_or(5432),
-    };
-    let places = names.iter().enumerate().map(|(index, name)| {
-        let port = port_of(index);
-        if name.contains(':') {
-            format!("[{name}]:{port}")
-        } else {
-            format!("{name}:{port}")
-        }
-    });
-    places.collect::<Vec<_>>().join(",")
 }
 
 /// The options of a URL that are not tokio-postgres' business.

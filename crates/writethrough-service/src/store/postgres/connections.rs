@@ -13,7 +13,7 @@ use deadpool_postgres::{Object, Pool, PoolError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connect::POOL_WAIT;
+use super::bounds::POOL_WAIT;
 use super::room::{Ask, Room, is_full};
 use crate::causes::chain;
 use crate::item::ItemId;
@@ -97,7 +97,12 @@ impl Connections {
             refused_at_row: AtomicU64::new(0),
             refused_without_connection: AtomicU64::new(0),
         });
-        connections.room.set_giver(&connections);
+        let giver = Arc::downgrade(&connections);
+        connections.room.set_giver(move |reason| {
+            if let Some(connections) = giver.upgrade() {
+                connections.give_one_up(reason);
+            }
+        });
         connections
     }
 

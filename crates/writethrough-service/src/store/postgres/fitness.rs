@@ -6,7 +6,7 @@
 use tokio::time::timeout;
 use tokio_postgres::{Client, Row};
 
-use super::connect::{POOL_WAIT, STATEMENT_TIMEOUT};
+use super::bounds::{POOL_WAIT, STATEMENT_TIMEOUT};
 
 const LOOK: &str = "SELECT \
      (SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'), \

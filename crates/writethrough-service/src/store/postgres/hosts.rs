@@ -22,7 +22,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Client, Config, Error, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connect::POOL_WAIT;
+use super::bounds::POOL_WAIT;
 use super::obstacle::{Lasts, lasts, more_hopeful};
 use super::room::{Room, is_full};
 use crate::causes::chain;
@@ -163,7 +163,7 @@ impl Hosts {
             "the connection to Postgres at {} is not encrypted ({why}), so the password and all data \
              can be read on their way: use `sslmode=verify-full` in --database (POSTGRES_URL, \
              DATABASE_URL), or `sslmode=disable` if it is meant so",
-            super::connect::address(config)
+            address(config)
         );
     }
 }
@@ -362,4 +362,36 @@ fn copy_the_rest(from: &Config, to: &mut Config) {
     if let Some(retries) = from.get_keepalives_retries() {
         to.keepalives_retries(retries);
     }
+}
+
+/// Each host with its port.
+pub(super) fn address(config: &Config) -> String {
+    let names: Vec<String> = match config.get_hosts() {
+        [] => config
+            .get_hostaddrs()
+            .iter()
+            .map(IpAddr::to_string)
+            .collect(),
+        hosts => hosts
+            .iter()
+            .map(|host| match host {
+                Host::Tcp(name) => name.clone(),
+                Host::Unix(folder) => folder.display().to_string(),
+            })
+            .collect(),
+    };
+    let ports = config.get_ports();
+    let port_of = |index: usize| match ports {
+        [one] => *one,
+        ports => ports.get(index).copied().unwrap_or(5432),
+    };
+    let places = names.iter().enumerate().map(|(index, name)| {
+        let port = port_of(index);
+        if name.contains(':') {
+            format!("[{name}]:{port}")
+        } else {
+            format!("{name}:{port}")
+        }
+    });
+    places.collect::<Vec<_>>().join(",")
 }

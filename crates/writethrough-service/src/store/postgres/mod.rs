@@ -21,6 +21,7 @@ use super::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure, Wr
 use crate::causes::chain;
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
+mod bounds;
 mod connect;
 mod connections;
 mod fitness;
@@ -28,8 +29,8 @@ mod hosts;
 mod obstacle;
 mod room;
 
+use bounds::{POOL_WAIT, STATEMENT_TIMEOUT};
 pub use connect::{Connector, check_url, shown_url};
-use connect::{POOL_WAIT, STATEMENT_TIMEOUT};
 use connections::{Connections, Purpose};
 pub use fitness::{Unfit, verify};
 pub use obstacle::{Lasts, Obstacle};

@@ -3,14 +3,12 @@
 //!
 //! The connections of the fence and of the probe come first: without them a node has no cache.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
-
-use super::connections::Connections;
 
 /// How long the room that was made has time to be there.
 const MAKING: Duration = Duration::from_millis(500);
@@ -39,8 +37,11 @@ pub(super) struct Room {
     full: Mutex<Option<Full>>,
     /// When room was last made.
     made: Mutex<Option<Instant>>,
-    giver: OnceLock<Weak<Connections>>,
+    giver: OnceLock<Giver>,
 }
+
+/// Gives one connection up, for this reason.
+type Giver = Box<dyn Fn(&str) + Send + Sync>;
 
 struct Full {
     reason: String,
@@ -65,9 +66,9 @@ impl Room {
         self.full.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whose connections make room for others.
-    pub(super) fn set_giver(&self, connections: &Arc<Connections>) {
-        let _ = self.giver.set(Arc::downgrade(connections));
+    /// Sets what gives one connection up, so that there is room for another.
+    pub(super) fn set_giver(&self, giver: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.giver.set(Box::new(giver));
     }
 
     /// Makes room for a connection that the server has refused. It takes a moment until there is some, in
@@ -78,8 +79,8 @@ impl Room {
             return;
         }
         *made = Some(Instant::now());
-        if let Some(connections) = self.giver.get().and_then(Weak::upgrade) {
-            connections.give_one_up(reason);
+        if let Some(give_one_up) = self.giver.get() {
+            give_one_up(reason);
         }
     }
 

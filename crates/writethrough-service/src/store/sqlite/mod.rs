@@ -24,7 +24,10 @@ use super::{Condition, ItemStore, PoolUse, Refusal, StoreError, StoreFailure, Wr
 use crate::item::{Item, ItemFields, ItemId, NewItem, Page, PageRequest, Price, Timestamp};
 
 pub(crate) mod address;
+mod error;
 mod lock;
+
+pub use error::OpenError;
 
 /// Threads that read.
 const READERS: usize = 2;
@@ -106,23 +109,6 @@ const UPDATE: &str = concat!(
      updated_us = max(?5, updated_us), version = version + 1 WHERE id = ?1 RETURNING ",
     columns!()
 );
-
-/// Why the file cannot be used. Each is one line.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process has it.
-    #[error("{0} is in use by another process; stop it or choose another file")]
-    InUse(PathBuf),
-    /// It cannot be made or opened.
-    #[error("{0} cannot be opened: {1}")]
-    Io(PathBuf, String),
-    /// The process ended meanwhile.
-    #[error("the process stops")]
-    Stopped,
-    /// It is not a database of this program, or of a newer one.
-    #[error("{0} cannot be used: {1}")]
-    Unusable(PathBuf, String),
-}
 
 /// Does a write and says how to answer once it is known whether it was committed.
 type WriteJob = Box<dyn FnOnce(&Connection) -> Answer + Send>;
