@@ -8,12 +8,12 @@
     reason = "this is a program for the terminal, and its output is its purpose"
 )]
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use pico_args::Arguments;
 
+mod arguments;
 mod clients;
 mod command;
 mod dependencies;
@@ -27,6 +27,10 @@ mod strays;
 mod test;
 mod torture;
 mod transcript;
+mod workspace;
+
+use arguments::finish;
+use workspace::root;
 
 /// One task.
 struct Task {
@@ -112,23 +116,6 @@ fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     (task.run)(arguments).with_context(|| format!("cargo xtask {name}"))
-}
-
-/// Refuses the arguments that no option has taken.
-fn finish(arguments: Arguments) -> anyhow::Result<()> {
-    match arguments.finish().first() {
-        None => Ok(()),
-        Some(other) => bail!(
-            "`{}` is not understood; `--help` lists the options",
-            other.to_string_lossy()
-        ),
-    }
-}
-
-/// The root of the workspace.
-fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
 }
 
 #[cfg(test)]

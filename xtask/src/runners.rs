@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use crate::command;
 use crate::interrupt;
-use crate::test::time;
 use crate::transcript::{Report, Transcript};
 
 /// How long one runner may take.
@@ -264,6 +263,16 @@ fn run_one(runner: Runner, deadline: Instant, verbose: bool) -> Ended {
         (Ok(end), Kind::Other) => ended.report.fail(format!("{name}: {}", end.describe())),
     }
     ended
+}
+
+/// A duration as people read it.
+pub(crate) fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds < 60 {
+        format!("{:.1} s", duration.as_secs_f64())
+    } else {
+        format!("{} m {:02} s", seconds / 60, seconds % 60)
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use pico_args::Arguments;
 use serde_json::Value;
 
 use crate::command::{self, End};
-use crate::runners::{self, Kind, Runner};
+use crate::runners::{self, Kind, Runner, time};
 use crate::strays::Scratch;
 use crate::transcript::{Report, Tally};
 use crate::{dependencies, install, interrupt, lab, root};
@@ -725,16 +725,6 @@ impl Summary {
         }
         lines.push(format!("\n{}\n", self.tally.line()));
         lines.join("\n")
-    }
-}
-
-/// A duration as people read it.
-pub(crate) fn time(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    if seconds < 60 {
-        format!("{:.1} s", duration.as_secs_f64())
-    } else {
-        format!("{} m {:02} s", seconds / 60, seconds % 60)
     }
 }
 
