@@ -72,7 +72,7 @@ pub enum Unavailable {
 pub struct NoConnection(Arc<dyn std::error::Error + Send + Sync>);
 
 impl NoConnection {
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "postgres", feature = "sqlx"))]
     pub(crate) fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self(Arc::new(error))
     }

@@ -70,7 +70,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `postgres` | [`PostgresFence`], over tokio-postgres and deadpool |
-//! | `sqlx` | [`SqlxFence`], over sqlx; TLS is what the service's own sqlx has |
+//! | `sqlx` | [`SqlxFence`] and writes in transactions over sqlx; TLS is what the service's own sqlx has |
 //! | `redis` | [`RedisCache`]; `redis-tls` adds `rediss://`, with rustls |
 //! | `memory` | [`MemoryCache`], for a single node |
 //! | `json` | values as JSON: [`format::AsJson`] |

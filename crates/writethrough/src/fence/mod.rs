@@ -88,7 +88,7 @@ impl Guard {
     }
 
     /// What `writethrough.guard` is to check, for a transaction that is not known yet to be guarded by it.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "postgres", feature = "sqlx"))]
     pub(crate) fn to_check(&self) -> Option<i64> {
         match &self.check {
             Check::Database(_) => Some(i64::try_from(self.epoch.0).unwrap_or(i64::MAX)),

@@ -127,7 +127,8 @@ impl DriverError for Error {
     }
 }
 
-async fn run(connection: &mut PgConnection, text: &str) -> Result<Rows, Error> {
+/// Sends a text without parameters, and returns its rows as text.
+pub(crate) async fn run(connection: &mut PgConnection, text: &str) -> Result<Rows, Error> {
     // Every text is made of constants and numbers.
     let text = ::sqlx::raw_sql(AssertSqlSafe(text.to_owned()));
     let rows = text.fetch_all(connection).await?;

@@ -17,20 +17,20 @@ mod invalidate;
 pub mod set;
 #[cfg(feature = "postgres")]
 mod statement;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub(crate) mod text;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 mod transaction;
 
 pub use guarded::Guarded;
 #[cfg(feature = "postgres")]
 pub use statement::{Done, Performed, Pipeline};
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub use transaction::{Begin, Driver, Ended, Lent};
 
 use set::Changes;
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "sqlx"))]
 pub(crate) mod sealed {
     /// Keeps the drivers to those of this library.
     pub trait Sealed {}
