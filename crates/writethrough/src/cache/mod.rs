@@ -63,12 +63,14 @@ pub enum FillLease {
     Lost,
 }
 
+#[cfg(any(feature = "memory", feature = "redis"))]
 impl Filled {
     fn new(stored: bool) -> Self {
         if stored { Self::Stored } else { Self::Refused }
     }
 }
 
+#[cfg(any(feature = "memory", feature = "redis"))]
 impl FillLease {
     fn new(held: bool) -> Self {
         if held { Self::Held } else { Self::Lost }
