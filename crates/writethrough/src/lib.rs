@@ -78,6 +78,8 @@
 //! | `testing` | what a service's own tests need |
 //! | `textbook` | the usual pattern without a guarantee, to be compared with |
 //!
+//! Rust 1.89 or newer, and 1.94 for `sqlx`.
+//!
 //! Always there: the engine, [`LocalFence`], the traits [`Cache`] and [`Fence`] for others of your own, and
 //! [`CacheValue`] with [`format::AsBytes`] for types that know their own bytes. The names of the formats are
 //! always there too, so that the type of an entity does not depend on features.
