@@ -67,6 +67,8 @@ const LANES: &[(&str, Lane)] = &[
     ("writethrough: tests/engine.rs", Lane::Waits),
     (LAB, Lane::Waits),
     ("writethrough-cli: tests/outages.rs", Lane::Waits),
+    ("writethrough-cli: tests/adopt.rs", Lane::Computes),
+    ("writethrough: tests/compile_fail.rs", Lane::Computes),
     ("writethrough-protocol: tests/model/main.rs", Lane::Computes),
     ("writethrough: tests/memory.rs", Lane::Computes),
     ("writethrough: tests/transitions.rs", Lane::Computes),
