@@ -98,8 +98,8 @@ impl<V: CacheValue> Format<V> for AsBytes {
     }
 }
 
-#[cfg(test)]
 #[cfg(all(feature = "json", feature = "postcard"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 /// Where the crates are: their files do not import each other in circles, and all of their modules are on the page.
 const CRATES: &[&str] = &[
+    "crates/writethrough",
     "crates/writethrough-check",
     "crates/writethrough-cli",
     "crates/writethrough-lab",

@@ -4,7 +4,8 @@ use deadpool_postgres::Pool;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use super::{Connection, ended, is_fenced};
+use super::connection::{Connection, ended};
+use super::is_fenced;
 use crate::error::OpError;
 use crate::fence::postgres::is_without_effect;
 use crate::writing::text::{END, begin};

@@ -6,7 +6,8 @@ use deadpool_postgres::{ClientWrapper, Pool};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use super::{Connection, ended, is_missing, op_error};
+use super::connection::{Connection, ended};
+use super::{is_missing, op_error};
 use crate::error::{NoConnection, OpError, Unavailable, chain};
 use crate::format::Format;
 use crate::writing::set::{Slot, Values};

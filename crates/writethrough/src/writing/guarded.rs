@@ -3,10 +3,12 @@
 use std::ops::Deref;
 
 use super::set::{Changes, Slot, Values};
-use super::{Commit, OpError, Write, WriteError, Written};
+use super::{Commit, Write};
+use crate::error::{OpError, WriteError};
 use crate::fence::Guard;
 use crate::format::Format;
 use crate::key::WriteSet;
+use crate::write::Written;
 
 /// A guard together with the values that its write leaves in the cache.
 #[derive(Debug)]

@@ -5,10 +5,9 @@ use std::convert::Infallible;
 use tokio::time::{Instant, timeout_at};
 use writethrough_protocol::{Epoch, Mode};
 
-use super::WriteError;
 use super::set::Changes;
 use crate::engine::Engine;
-use crate::error::Unavailable;
+use crate::error::{Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::key::WriteSet;
 use crate::write::Commit;

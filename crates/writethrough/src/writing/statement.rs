@@ -7,12 +7,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::set::{Changes, Slot, Values};
 use super::transaction::{Ran, attempts};
-use super::{Begin, Commit, Driver, Ended, Lent, OpError, Write, WriteError, Written};
-use crate::error::Unavailable;
+use super::{Begin, Commit, Driver, Ended, Lent, Write};
+use crate::error::{OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::format::Format;
 use crate::key::WriteSet;
-use crate::write;
+use crate::write::{self, Written};
 
 /// A pool whose driver can send several messages without waiting for the answer to the first.
 ///

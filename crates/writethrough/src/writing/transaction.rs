@@ -7,11 +7,11 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use super::set::Changes;
-use super::{Commit, OpError, Write, WriteError, Written, sealed};
-use crate::error::Unavailable;
+use super::{Commit, Write, sealed};
+use crate::error::{OpError, Unavailable, WriteError};
 use crate::fence::Guard;
 use crate::key::WriteSet;
-use crate::write;
+use crate::write::{self, Written};
 
 /// A pool of connections to the store, on which the library can begin, guard and commit a transaction.
 ///

@@ -2,7 +2,7 @@
 
 use redis::{Client, ConnectionInfo};
 
-use super::{InvalidRedisUrl, RedisCertificates, RedisConnectError};
+use super::settings::{InvalidRedisUrl, RedisCertificates, RedisConnectError};
 
 /// Makes the client for a server.
 pub(super) fn client(

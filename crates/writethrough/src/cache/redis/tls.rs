@@ -5,7 +5,9 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{InvalidRedisCertificates, InvalidRedisUrl, RedisCertificates, RedisConnectError};
+use super::settings::{
+    InvalidRedisCertificates, InvalidRedisUrl, RedisCertificates, RedisConnectError,
+};
 
 /// Makes the client for a server, with TLS if its address asks for it.
 pub(super) fn client(
