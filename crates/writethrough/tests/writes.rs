@@ -763,3 +763,43 @@ async fn a_store_of_ones_own_is_written_under_the_bare_guard() {
         assert_eq!(read(&node, "a").await, (None, ReadOutcome::Filled));
     }
 }
+
+/// A whole server that dies in the middle of a COMMIT, and comes back.
+#[tokio::test]
+async fn a_server_that_is_killed_in_the_commit_leaves_the_outcome_unknown() {
+    let ground = Ground::with_own_postgres(Pair::MemoryPostgres).await;
+    let node = ground.node().await;
+    let pool = pool_for_writes(&ground, 1);
+    write(&node, &pool, "a", "one").await.unwrap();
+    const SLOW: &str = "
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON rows
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow()";
+    sql(&ground, SLOW).await;
+    let postgres = ground.own_postgres.as_ref().unwrap();
+    let killed = async {
+        commit_waits(&ground).await;
+        postgres.kill().await.unwrap();
+    };
+    let (unknown, ()) = tokio::join!(write(&node, &pool, "a", "two"), killed);
+    assert!(
+        matches!(
+            unknown,
+            Err(WriteError::Indeterminate(Indeterminate::Store(_)))
+        ),
+        "{unknown:?}"
+    );
+    postgres.start().await.unwrap();
+    until("the server answers again", async || {
+        let client = match ground.store.pool.as_ref().unwrap().get().await {
+            Ok(client) => client,
+            Err(_) => return false,
+        };
+        client.simple_query("SELECT").await.is_ok()
+    })
+    .await;
+    let (value, outcome) = read(&node, "a").await;
+    assert_eq!(value.as_deref(), Some("one"), "the crash took it back");
+    assert!(matches!(outcome, ReadOutcome::Bypassed(_)), "{outcome:?}");
+}
