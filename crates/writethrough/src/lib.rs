@@ -75,7 +75,7 @@
 //! | `memory` | [`MemoryCache`], for a single node |
 //! | `json` | values as JSON: [`format::AsJson`] |
 //! | `postcard` | values in a compact format: [`format::AsPostcard`] |
-//! | `testing` | what a service's own tests need |
+//! | `testing` | what a service's own tests need: a cache and a fence whose failures they command |
 //! | `textbook` | the usual pattern without a guarantee, to be compared with |
 //!
 //! Rust 1.89 or newer, and 1.94 for `sqlx`.
@@ -140,6 +140,8 @@ pub mod migration;
 pub mod postgres;
 #[cfg(feature = "sqlx")]
 pub mod sqlx;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod writing;
 
 pub use builder::Builder;
