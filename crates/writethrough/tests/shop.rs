@@ -1,5 +1,6 @@
 //! The six endpoints of the examples `shop` and `shop_before`: both forms answer the same, and the first
-//! has at most half the lines of the second. The selects are the same in both forms and are not counted.
+//! has at most half the lines of the second. The selects are not counted: they are functions of the domain
+//! that know nothing of the cache. With those that each form calls, the first would have 59 % of the lines.
 #![allow(
     dead_code,
     clippy::duplicate_mod,
