@@ -102,7 +102,8 @@ fn needs(packages: &[Package]) -> BTreeMap<String, Needs> {
     let needs = |package: &Package| {
         let mut needs = Needs::default();
         for dependency in &package.dependencies {
-            if ours.contains(&dependency.name) {
+            // A crate's tests may ask for features of the crate itself.
+            if ours.contains(&dependency.name) && dependency.name != package.name {
                 let tests = dependency.kind.as_deref() == Some("dev");
                 let kind = if tests {
                     &mut needs.tests
