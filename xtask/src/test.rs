@@ -39,7 +39,7 @@ cargo xtask test [--only PART]... [--package NAME]... [--minutes N] [--verbose]
 Runs everything that decides whether the tree is good.
 
   --only PART      run only this part; may be repeated. The parts are install, fmt, dependencies,
-                   clippy, docs, build, tests and lab
+                   clippy, features, docs, build, tests and lab
   --package NAME   check and test only this crate; may be repeated
   --minutes N      give up after N minutes (default 40)
   --verbose        show the output of tests that pass, and of compiling
