@@ -131,6 +131,8 @@ enum PartStatus {
 
 /// What parts share.
 struct Run {
+    /// This program. Asked for before anything is built, because that replaces its file.
+    program: PathBuf,
     options: Options,
     deadline: Instant,
     /// What is to be run, once it is built.
@@ -178,6 +180,7 @@ pub(crate) fn main(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let deadline = started + Duration::from_secs(options.minutes * 60);
     let mut run = Run {
+        program: std::env::current_exe()?,
         options,
         deadline,
         built: None,
@@ -574,7 +577,7 @@ fn tests(run: &mut Run) -> anyhow::Result<Outcome> {
         && with_lab(run)
     {
         // A process of its own, with a folder of its own.
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(&run.program);
         command.args(["lab", "--program"]).arg(program);
         runners.push(Runner {
             name: runners::LAB.to_owned(),

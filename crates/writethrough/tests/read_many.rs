@@ -107,7 +107,7 @@ async fn a_mixture_is_answered_from_both(pair: Pair) {
     assert_eq!(loads(&node), before + 1);
     let expected = match pair {
         // An update of a row that is not there.
-        Pair::MemoryPostgres | Pair::RedisPostgres => rows(&[("a", "one")]),
+        Pair::MemoryPostgres | Pair::RedisPostgres | Pair::MemorySqlx => rows(&[("a", "one")]),
         _ => rows(&[("a", "one"), ("fresh", "three")]),
     };
     assert_eq!(read.values, expected);
