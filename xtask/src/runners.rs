@@ -64,6 +64,7 @@ const LANES: &[(&str, Lane)] = &[
     ("writethrough-cli: tests/faults.rs", Lane::Judges),
     ("writethrough-cli: tests/slow_store.rs", Lane::Judges),
     ("writethrough-cli: tests/cost.rs", Lane::Judges),
+    ("writethrough: tests/redis.rs", Lane::Judges),
     ("writethrough: tests/engine.rs", Lane::Waits),
     (LAB, Lane::Waits),
     ("writethrough-cli: tests/outages.rs", Lane::Waits),

@@ -29,10 +29,11 @@ async fn wait_for_more(child: &Child) {
 #[tokio::test]
 async fn a_paused_child_does_nothing_until_it_is_resumed() {
     let testbed = Testbed::new().await.unwrap();
-    let child = testbed
-        .child(shell("while :; do echo tick; sleep 0.01; done"))
-        .await
-        .unwrap();
+    // It waits without another process. A shell that has just begun one by vfork, and is stopped together
+    // with it, is in the kernel until that one goes on, and is not seen to be stopped.
+    let ticks = "exec 3<> <(:); while :; do echo tick; read -t 0.01 -u 3; done";
+    let ticks = ChildSpec::new("node-1", "bash").args(["-c", ticks]);
+    let child = testbed.child(ticks).await.unwrap();
     wait_for_more(&child).await;
 
     child.pause().await.unwrap();
