@@ -272,7 +272,7 @@ pub trait Session: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Stores a value unconditionally: as the textbook does: outside of the protocol.
+    /// Stores a value unconditionally, as the textbook does: outside of the protocol.
     async fn set(&self, key: &str, payload: Payload, ttl: Duration) -> Result<(), CacheError>;
 
     /// Removes a key unconditionally, as the textbook does: outside of the protocol.
